@@ -1,0 +1,18 @@
+package abi
+
+// Grail's own system calls. The numbers lie far above Linux's, so that a host kernel which ever saw one
+// would answer ENOSYS. Arguments are passed as Linux passes them: RDI, RSI, RDX, R10, R8, R9 on amd64.
+const (
+	// SysCaps copies the guest's capability table, an array of Cap, to the buffer (RDI = address,
+	// RSI = its length in bytes). It returns the size of the whole table in bytes; nothing beyond the
+	// buffer is written. Errors: EFAULT.
+	SysCaps = 0x4700
+
+	// SysDevIO performs a batch of device requests (RDI = address of an array of DevReq, RSI = number of
+	// requests, at most MaxDevBatch). It returns when all are done, each with its own result in
+	// DevReq.Result. The return value is the number of requests performed. Errors: EFAULT, EINVAL.
+	SysDevIO = 0x4701
+)
+
+// MaxDevBatch is the largest number of requests in one SysDevIO call.
+const MaxDevBatch = 256

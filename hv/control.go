@@ -1,0 +1,208 @@
+package hv
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/grailos/grail/hv/abi"
+)
+
+// Op is a request on a grailvm's control socket.
+type Op string
+
+// The operations.
+const (
+	OpStatus      Op = "status"      // answers Status
+	OpAttach      Op = "attach"      // Attachment and its descriptors; answers when the driver serves it
+	OpDetach      Op = "detach"      // ID; answers when nothing of it is in flight, then revokes its memory
+	OpRevoke      Op = "revoke"      // ID; replaces its memory by zero pages at once, without asking the driver
+	OpAttachments Op = "attachments" // answers the VM's own Attachments with their descriptors
+	OpMessage     Op = "message"     // Message is passed to the driver
+	OpSignal      Op = "signal"      // Signal is sent to the guest
+	OpKill        Op = "kill"        // ends the guest at once; the Report says CauseStop
+)
+
+// Request is one request on the control socket.
+type Request struct {
+	Op         Op           `json:"op"`
+	ID         uint64       `json:"id,omitempty"`
+	Signal     int          `json:"signal,omitempty"`
+	Attachment *Attachment  `json:"attachment,omitempty"`
+	Message    *abi.Message `json:"message,omitempty"`
+}
+
+// Response answers one Request. Error is empty on success.
+type Response struct {
+	Error       string       `json:"error,omitempty"`
+	Status      *Status      `json:"status,omitempty"`
+	Attachments []Attachment `json:"attachments,omitempty"`
+}
+
+// State is how far a VM has come.
+type State string
+
+// The states of a running grailvm. A driver is StateReady once it has sent MsgReady; a personality as soon
+// as its program runs.
+const (
+	StateStarting State = "starting"
+	StateReady    State = "ready"
+)
+
+// Status is what a grailvm says about itself.
+type Status struct {
+	Name   string         `json:"name"`
+	State  State          `json:"state"`
+	Engine Engine         `json:"engine"`
+	Stats  Stats          `json:"stats"`
+	Denied map[string]int `json:"denied,omitempty"`
+	// Beat, HostBusy: the driver's heartbeat, and whether a device request of it is being performed by
+	// the host right now, so that a slow disk is not taken for a hanging driver.
+	Beat     uint64   `json:"beat"`
+	HostBusy bool     `json:"hostBusy"`
+	Console  []string `json:"console,omitempty"`
+	Attached []uint64 `json:"attached,omitempty"` // IDs of the attachments that the driver serves
+	Dead     []string `json:"dead,omitempty"`     // MsgDead texts received
+}
+
+// Bounds of one control message.
+const (
+	maxControl    = 64 << 10
+	maxControlFDs = 200 // Linux's SCM_MAX_FD is 253
+)
+
+// ErrClosed reports a control connection whose other end is gone.
+var ErrClosed = errors.New("hv: control connection closed")
+
+// Conn is one end of a control connection: a SOCK_SEQPACKET Unix socket whose packets are JSON with
+// descriptors beside them. It is not safe for concurrent use.
+type Conn struct {
+	fd  int
+	buf []byte
+}
+
+// NewConn takes over fd, a connected SOCK_SEQPACKET socket.
+func NewConn(fd int) *Conn { return &Conn{fd: fd, buf: make([]byte, maxControl)} }
+
+// Dial connects to the control socket at path.
+func Dial(path string) (*Conn, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("hv: socket: %w", err)
+	}
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("hv: connect %s: %w", path, err)
+	}
+	return NewConn(fd), nil
+}
+
+// Listen returns a listening control socket at path, which must not exist.
+func Listen(path string) (*os.File, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("hv: socket: %w", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("hv: bind %s: %w", path, err)
+	}
+	if err := unix.Listen(fd, 8); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("hv: listen %s: %w", path, err)
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// Close ends the connection.
+func (c *Conn) Close() error { return unix.Close(c.fd) }
+
+// SetTimeout bounds how long a Receive or Send may take; 0 means for ever.
+func (c *Conn) SetTimeout(d time.Duration) error {
+	tv := unix.NsecToTimeval(int64(d))
+	if err := unix.SetsockoptTimeval(c.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
+		return err
+	}
+	return unix.SetsockoptTimeval(c.fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv)
+}
+
+// Send sends v as one packet with copies of fds, which stay the caller's.
+func (c *Conn) Send(v any, fds ...int) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("hv: encode: %w", err)
+	}
+	if len(b) > maxControl || len(fds) > maxControlFDs {
+		return fmt.Errorf("hv: control message of %d bytes and %d descriptors is too large", len(b), len(fds))
+	}
+	var oob []byte
+	if len(fds) > 0 {
+		oob = unix.UnixRights(fds...)
+	}
+	for {
+		err = unix.Sendmsg(c.fd, b, oob, nil, unix.MSG_NOSIGNAL)
+		if err != unix.EINTR {
+			break
+		}
+	}
+	if err == unix.EPIPE || err == unix.ECONNRESET {
+		return ErrClosed
+	}
+	return err
+}
+
+// Receive decodes one packet into v and returns the descriptors that came with it, which are the caller's to
+// close, also when an error is returned. Errors: ErrClosed; unix.EAGAIN after the timeout.
+func (c *Conn) Receive(v any) ([]int, error) {
+	oob := make([]byte, unix.CmsgSpace(4*maxControlFDs))
+	var n, oobn, flags int
+	var err error
+	for {
+		n, oobn, flags, _, err = unix.Recvmsg(c.fd, c.buf, oob, unix.MSG_CMSG_CLOEXEC)
+		if err != unix.EINTR {
+			break
+		}
+	}
+	if err == unix.ECONNRESET {
+		return nil, ErrClosed
+	}
+	if err != nil {
+		return nil, err
+	}
+	var fds []int
+	msgs, err := unix.ParseSocketControlMessage(oob[:oobn])
+	if err == nil {
+		for i := range msgs {
+			if r, err := unix.ParseUnixRights(&msgs[i]); err == nil {
+				fds = append(fds, r...)
+			}
+		}
+	}
+	if n == 0 && len(fds) == 0 {
+		return nil, ErrClosed
+	}
+	if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
+		return fds, errors.New("hv: control message truncated")
+	}
+	if err := json.Unmarshal(c.buf[:n], v); err != nil {
+		return fds, fmt.Errorf("hv: control message: %w", err)
+	}
+	return fds, nil
+}
+
+// Call sends req with fds and returns the answer with its descriptors. A refused request is an error.
+func (c *Conn) Call(req Request, fds ...int) (Response, []int, error) {
+	var resp Response
+	if err := c.Send(req, fds...); err != nil {
+		return resp, nil, err
+	}
+	got, err := c.Receive(&resp)
+	if err == nil && resp.Error != "" {
+		err = fmt.Errorf("%s: %s", req.Op, resp.Error)
+	}
+	return resp, got, err
+}

@@ -1,0 +1,117 @@
+package hv
+
+import "github.com/grailos/grail/hv/abi"
+
+// Kind is a VM's role.
+type Kind string
+
+// The roles.
+const (
+	Driver      Kind = "driver"
+	Personality Kind = "personality"
+)
+
+// Engine names what executes a VM's code.
+type Engine string
+
+// The engines of native guests.
+const (
+	EngineKVM     Engine = "kvm"     // in guest user mode of a hardware-isolated VM
+	EngineProcess Engine = "process" // as a jailed host process: weaker isolation, no /dev/kvm needed
+)
+
+// SpecFD is the descriptor on which grailvm finds its Spec, as JSON in a sealed memfd.
+const SpecFD = 3
+
+// Spec says how to run one VM. Descriptor fields are numbers in the new grailvm process; -1 means none.
+type Spec struct {
+	Name        string    `json:"name"`
+	Kind        Kind      `json:"kind"`
+	Engine      Engine    `json:"engine"`
+	Program     int       `json:"program"` // a static ELF
+	Argv        []string  `json:"argv"`
+	Env         []string  `json:"env"`
+	MemoryBytes uint64    `json:"memoryBytes"` // guest memory, a multiple of 2 MiB
+	MaxThreads  int       `json:"maxThreads"`  // guest threads at once; 0: DefaultMaxThreads
+	Files       int       `json:"files"`       // uncompressed tar archive, the guest's read-only root; -1: empty
+	KVM         int       `json:"kvm"`         // /dev/kvm, for EngineKVM
+	Stdin       int       `json:"stdin"`
+	Stdout      int       `json:"stdout"`
+	Stderr      int       `json:"stderr"`
+	Log         [2]int    `json:"log"`     // two files used in turn for a bounded console log; -1: none
+	Control     int       `json:"control"` // a listening SOCK_SEQPACKET socket
+	Report      int       `json:"report"`  // where the final Report is written, as JSON
+	Caps        []CapSpec `json:"caps"`
+	// Attachments are the client's ends of this VM's disks. grailvm keeps their descriptors so that a
+	// new graild can learn them with OpAttachments; the guest sees them through Caps.
+	Attachments []Attachment `json:"attachments"`
+}
+
+// DefaultMaxThreads bounds the threads of a guest that asks for no other number.
+const DefaultMaxThreads = 256
+
+// CapSpec is one entry of the guest's initial capability table. In the guest it gets the lowest free
+// descriptor number from 3 on, in order.
+type CapSpec struct {
+	Kind   abi.CapKind `json:"kind"`
+	Name   string      `json:"name"`
+	Index  uint32      `json:"index"`
+	Rights uint32      `json:"rights"`
+	FD     int         `json:"fd"`     // in grailvm
+	Size   uint64      `json:"size"`   // bytes
+	Config []byte      `json:"config"` // up to 64 bytes
+}
+
+// Attachment is one client's binding to a block driver VM: its memory, its queues' doorbells and the in-flight
+// log. Descriptor fields index the descriptors that come with the message which holds the Attachment, or
+// number descriptors of grailvm when it stands in a Spec.
+type Attachment struct {
+	ID       uint64       `json:"id"`     // unique in one graild store
+	Client   string       `json:"client"` // name of the VM or of the vhost-user socket
+	Driver   string       `json:"driver"` // name of the driver VM
+	Disk     string       `json:"disk"`
+	ReadOnly bool         `json:"readonly"`
+	Features uint64       `json:"features"`
+	Regions  []AttachMem  `json:"regions"`
+	Queues   []AttachRing `json:"queues"`
+	Log      int          `json:"log"`
+	LogSize  uint64       `json:"logSize"`
+}
+
+// AttachMem is one region of an Attachment; see abi.Region.
+type AttachMem struct {
+	FD     int    `json:"fd"`
+	Base   uint64 `json:"base"`
+	Size   uint64 `json:"size"`
+	Offset uint64 `json:"offset"`
+}
+
+// AttachRing is one queue of an Attachment; see abi.Queue.
+type AttachRing struct {
+	Index     uint16 `json:"index"`
+	Size      uint16 `json:"size"`
+	LastAvail uint16 `json:"lastAvail"`
+	Kick      int    `json:"kick"`
+	Call      int    `json:"call"`
+	Desc      uint64 `json:"desc"`
+	Avail     uint64 `json:"avail"`
+	Used      uint64 `json:"used"`
+}
+
+// Descriptors calls f on every descriptor field of a, to renumber them: between a Spec's numbers and a
+// message's indices. Fields that hold -1 are left alone.
+func (a *Attachment) Descriptors(f func(*int)) {
+	g := func(fd *int) {
+		if *fd >= 0 {
+			f(fd)
+		}
+	}
+	for i := range a.Regions {
+		g(&a.Regions[i].FD)
+	}
+	for i := range a.Queues {
+		g(&a.Queues[i].Kick)
+		g(&a.Queues[i].Call)
+	}
+	g(&a.Log)
+}
