@@ -18,7 +18,7 @@ type Op string
 // The operations.
 const (
 	OpStatus      Op = "status"      // answers Status
-	OpAttach      Op = "attach"      // Attachment and its descriptors; answers when the driver serves it
+	OpAttach      Op = "attach"      // Attachment and its descriptors; waits for MsgReady, answers when the driver serves it
 	OpDetach      Op = "detach"      // ID; answers when nothing of it is in flight, then revokes its memory
 	OpRevoke      Op = "revoke"      // ID; replaces its memory by zero pages at once, without asking the driver
 	OpAttachments Op = "attachments" // answers the VM's own Attachments with their descriptors
@@ -65,7 +65,7 @@ type Status struct {
 	Beat     uint64   `json:"beat"`
 	HostBusy bool     `json:"hostBusy"`
 	Console  []string `json:"console,omitempty"`
-	Attached []uint64 `json:"attached,omitempty"` // IDs of the attachments that the driver serves
+	Attached []uint64 `json:"attached,omitempty"` // IDs of the attachments that the driver serves, without those that it reported dead
 	Dead     []string `json:"dead,omitempty"`     // MsgDead texts received
 }
 

@@ -41,9 +41,15 @@ type Spec struct {
 	Log         [2]int    `json:"log"`     // two files used in turn for a bounded console log; -1: none
 	Control     int       `json:"control"` // a listening SOCK_SEQPACKET socket
 	Report      int       `json:"report"`  // where the final Report is written, as JSON
+	// HostStatus is a 4 KiB memfd in which a driver's grailvm keeps, at offset 0, the number of SysDevIO,
+	// pread, pwrite and fdatasync calls on devices that the host is performing now: an aligned
+	// little-endian uint64, written atomically. The guest never sees it. -1: none.
+	HostStatus int `json:"hostStatus"`
 	Caps        []CapSpec `json:"caps"`
 	// Attachments are the client's ends of this VM's disks. grailvm keeps their descriptors so that a
-	// new graild can learn them with OpAttachments; the guest sees them through Caps.
+	// new graild can learn them with OpAttachments; the guest sees them through Caps. In a driver's Spec
+	// they are descriptors that the next graild needs (status pages, locked backing files), with an
+	// empty Driver. Whatever stands here, grailvm keeps it and gives it back; it never looks inside.
 	Attachments []Attachment `json:"attachments"`
 }
 
