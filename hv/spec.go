@@ -25,27 +25,27 @@ const SpecFD = 3
 
 // Spec says how to run one VM. Descriptor fields are numbers in the new grailvm process; -1 means none.
 type Spec struct {
-	Name        string    `json:"name"`
-	Kind        Kind      `json:"kind"`
-	Engine      Engine    `json:"engine"`
-	Program     int       `json:"program"` // a static ELF
-	Argv        []string  `json:"argv"`
-	Env         []string  `json:"env"`
-	MemoryBytes uint64    `json:"memoryBytes"` // guest memory, a multiple of 2 MiB
-	MaxThreads  int       `json:"maxThreads"`  // guest threads at once; 0: DefaultMaxThreads
-	Files       int       `json:"files"`       // uncompressed tar archive, the guest's read-only root; -1: empty
-	KVM         int       `json:"kvm"`         // /dev/kvm, for EngineKVM
-	Stdin       int       `json:"stdin"`
-	Stdout      int       `json:"stdout"`
-	Stderr      int       `json:"stderr"`
-	Log         [2]int    `json:"log"`     // two files used in turn for a bounded console log; -1: none
-	Control     int       `json:"control"` // a listening SOCK_SEQPACKET socket
-	Report      int       `json:"report"`  // where the final Report is written, as JSON
+	Name        string   `json:"name"`
+	Kind        Kind     `json:"kind"`
+	Engine      Engine   `json:"engine"`
+	Program     int      `json:"program"` // a static ELF
+	Argv        []string `json:"argv"`
+	Env         []string `json:"env"`
+	MemoryBytes uint64   `json:"memoryBytes"` // guest memory, a multiple of 2 MiB
+	MaxThreads  int      `json:"maxThreads"`  // guest threads at once; 0: DefaultMaxThreads
+	Files       int      `json:"files"`       // uncompressed tar archive, the guest's read-only root; -1: empty
+	KVM         int      `json:"kvm"`         // /dev/kvm, for EngineKVM
+	Stdin       int      `json:"stdin"`
+	Stdout      int      `json:"stdout"`
+	Stderr      int      `json:"stderr"`
+	Log         [2]int   `json:"log"`     // two files used in turn for a bounded console log; -1: none
+	Control     int      `json:"control"` // a listening SOCK_SEQPACKET socket
+	Report      int      `json:"report"`  // where the final Report is written, as JSON
 	// HostStatus is a 4 KiB memfd in which a driver's grailvm keeps, at offset 0, the number of SysDevIO,
 	// pread, pwrite and fdatasync calls on devices that the host is performing now: an aligned
 	// little-endian uint64, written atomically. The guest never sees it. -1: none.
-	HostStatus int `json:"hostStatus"`
-	Caps        []CapSpec `json:"caps"`
+	HostStatus int       `json:"hostStatus"`
+	Caps       []CapSpec `json:"caps"`
 	// Attachments are the client's ends of this VM's disks. grailvm keeps their descriptors so that a
 	// new graild can learn them with OpAttachments; the guest sees them through Caps. In a driver's Spec
 	// they are descriptors that the next graild needs (status pages, locked backing files), with an
