@@ -1,0 +1,54 @@
+package guest
+
+import (
+	"syscall"
+	"unsafe"
+
+	"github.com/grailos/grail/hv/abi"
+)
+
+// The structures that cross the system-call boundary must have exactly their wire size.
+var (
+	_ [abi.DevReqSize]byte = [unsafe.Sizeof(abi.DevReq{})]byte{}
+	_ [abi.DevSegSize]byte = [unsafe.Sizeof(abi.DevSeg{})]byte{}
+)
+
+// sysCaps fills b with the capability table and returns the size of the whole table.
+func sysCaps(b []byte) (int, error) {
+	// Safe: the host writes at most len(b) bytes, and b stays alive during the call.
+	n, _, errno := syscall.Syscall(abi.SysCaps, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)), 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
+
+// DevIO performs a batch of device requests in one exit; see abi.SysDevIO. It returns when all are done, with
+// each request's own outcome in its Result. Preconditions: at most abi.MaxDevBatch requests; everything that
+// reqs points to stays reachable (see SegmentsOf). It does not allocate. Errors: EFAULT, EINVAL, and ENOSYS
+// outside a Grail VM.
+func DevIO(reqs []abi.DevReq) (int, error) {
+	if len(reqs) == 0 {
+		return 0, nil
+	}
+	// Safe: reqs is an array of the wire structure and stays alive during the call; the host writes only
+	// the Result fields. The addresses inside are integers that the host checks against guest memory.
+	n, _, errno := syscall.Syscall(abi.SysDevIO, uintptr(unsafe.Pointer(unsafe.SliceData(reqs))), uintptr(len(reqs)), 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
+
+// Segment returns the wire form of b. Precondition: b is not Go stack memory: it is mapped memory, or part of
+// a heap object that the caller keeps reachable until the request is done.
+func Segment(b []byte) abi.DevSeg {
+	// Safe: only the address is taken; heap objects and mappings do not move.
+	return abi.DevSeg{Addr: uint64(uintptr(unsafe.Pointer(unsafe.SliceData(b)))), Len: uint64(len(b))}
+}
+
+// SegmentsOf returns the address of segs for abi.DevReq.Segs, with the same precondition as Segment.
+func SegmentsOf(segs []abi.DevSeg) uint64 {
+	// Safe: as in Segment.
+	return uint64(uintptr(unsafe.Pointer(unsafe.SliceData(segs))))
+}
