@@ -1,0 +1,52 @@
+package api
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Kind classes an Error for programs.
+type Kind string
+
+// The kinds of error.
+const (
+	Invalid   Kind = "invalid"    // the request makes no sense
+	NotFound  Kind = "not-found"  // no such VM, driver, disk
+	Exists    Kind = "exists"     // the name is taken
+	Busy      Kind = "busy"       // not in this state, or in use
+	CannotRun Kind = "cannot-run" // the program or the engine does not run here
+	Internal  Kind = "internal"   // graild or the host failed
+)
+
+// Error is a refused request: one line that says what was wrong, what was expected and what to do.
+type Error struct {
+	Kind    Kind   `json:"kind"`
+	Message string `json:"error"`
+}
+
+// Error implements error.
+func (e *Error) Error() string { return e.Message }
+
+// Errorf returns an Error.
+func Errorf(k Kind, format string, args ...any) *Error {
+	return &Error{Kind: k, Message: fmt.Sprintf(format, args...)}
+}
+
+// KindOf returns the kind of err, Internal when it has none.
+func KindOf(err error) Kind {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.Kind
+	}
+	return Internal
+}
+
+// Exit codes of grailctl. A program that grailctl ran returns its own code, or 128 plus the number of the
+// signal that ended it.
+const (
+	ExitOK        = 0
+	ExitError     = 125 // grailctl or graild failed, or the command line is wrong
+	ExitCannotRun = 126 // the program exists but cannot run as a guest
+	ExitNotFound  = 127 // the program does not exist
+	ExitSignal    = 128 // plus the signal's number
+)

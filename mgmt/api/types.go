@@ -1,0 +1,193 @@
+package api
+
+import (
+	"time"
+
+	"github.com/grailos/grail/hv"
+)
+
+// Version answers GET version.
+type Version struct {
+	Version string    `json:"version"`
+	API     int       `json:"api"`
+	PID     int       `json:"pid"`
+	Started time.Time `json:"started"`
+	State   string    `json:"state"` // state directory
+	Log     string    `json:"log"`   // graild's log file
+}
+
+// APIVersion changes when old clients could misunderstand new answers.
+const APIVersion = 1
+
+// State is where a VM or a driver stands.
+type State string
+
+// The states of personality VMs and drivers.
+const (
+	Created    State = "created"    // never started
+	Starting   State = "starting"   // its process exists, its program does not answer yet
+	Running    State = "running"    // its program runs
+	Exited     State = "exited"     // it ran and ended
+	Ready      State = "ready"      // driver: serving
+	Recovering State = "recovering" // driver: the next instance is on its way
+	BackOff    State = "back-off"   // driver: it crashed too often; the next attempt waits
+)
+
+// Live reports whether a process of the VM may exist in this state.
+func (s State) Live() bool { return s == Starting || s == Running }
+
+// DiskRef names a disk of a driver VM that a personality uses.
+type DiskRef struct {
+	Driver   string `json:"driver"`
+	Disk     string `json:"disk"`
+	ReadOnly bool   `json:"readonly,omitempty"`
+}
+
+// VMConfig says what a personality VM is.
+type VMConfig struct {
+	Name        string    `json:"name"`
+	Personality string    `json:"personality"`      // "native"
+	Engine      hv.Engine `json:"engine,omitempty"` // empty: the best that works here
+	CPU         float64   `json:"cpu,omitempty"`    // cap in cores; 0: none
+	MemoryBytes uint64    `json:"memoryBytes"`
+	Disks       []DiskRef `json:"disks,omitempty"`
+	Files       string    `json:"files,omitempty"` // absolute path of the directory given with --files
+	Program     string    `json:"program"`         // absolute path on the host
+	Args        []string  `json:"args,omitempty"`
+	Env         []string  `json:"env,omitempty"`    // NAME=value, beyond the default environment
+	Remove      bool      `json:"remove,omitempty"` // forget the VM when it has ended
+}
+
+// VM is a personality VM as graild sees it.
+type VM struct {
+	VMConfig
+	State      State      `json:"state"`
+	Generation int        `json:"generation"` // counts starts
+	EngineUsed hv.Engine  `json:"engineUsed,omitempty"`
+	PID        int        `json:"pid,omitempty"`
+	Created    time.Time  `json:"created"`
+	Started    time.Time  `json:"started,omitzero"`
+	Ended      time.Time  `json:"ended,omitzero"`
+	Report     *hv.Report `json:"report,omitempty"` // of the last run
+	Status     *hv.Status `json:"status,omitempty"` // of the present run; only where one VM was asked for
+	Notes      []string   `json:"notes,omitempty"`  // what is weaker than asked for, and why
+	Logs       []string   `json:"logs"`             // console log files, oldest first
+}
+
+// CreateVM is the body of POST vms.
+type CreateVM struct {
+	Config VMConfig `json:"config"`
+	Start  *StartVM `json:"start,omitempty"` // also start it
+}
+
+// StartVM is the body of POST vms/{name}/start. The ticket stands for the descriptors of a Handover.
+type StartVM struct {
+	Ticket string `json:"ticket"`
+	Wait   bool   `json:"wait,omitempty"` // answer only once the program runs, or failed to
+}
+
+// StopVM is the body of POST vms/{name}/stop.
+type StopVM struct {
+	GraceMs int `json:"graceMs"` // time between SIGTERM and the end by force; 0: force at once
+}
+
+// SignalVM is the body of POST vms/{name}/signal.
+type SignalVM struct {
+	Signal int `json:"signal"`
+}
+
+// Disk is a disk of a driver VM.
+type Disk struct {
+	ID       string `json:"id"`
+	Path     string `json:"path"`
+	ReadOnly bool   `json:"readonly,omitempty"`
+	Bytes    uint64 `json:"bytes,omitempty"`
+	Socket   string `json:"socket,omitempty"` // vhost-user socket
+}
+
+// DriverConfig says what a driver VM is.
+type DriverConfig struct {
+	Name        string    `json:"name"`
+	Type        string    `json:"type"` // "blk"
+	Engine      hv.Engine `json:"engine,omitempty"`
+	MemoryBytes uint64    `json:"memoryBytes"`
+	HeartbeatMs int       `json:"heartbeatMs"` // 0: 50
+	Disks       []Disk    `json:"disks"`
+	Socket      bool      `json:"socket,omitempty"`
+}
+
+// Driver is a driver VM as graild sees it.
+type Driver struct {
+	DriverConfig
+	State      State      `json:"state"`
+	Message    string     `json:"message,omitempty"` // why it is not ready
+	Generation int        `json:"generation"`        // counts instances
+	EngineUsed hv.Engine  `json:"engineUsed,omitempty"`
+	PID        int        `json:"pid,omitempty"`
+	Created    time.Time  `json:"created"`
+	Started    time.Time  `json:"started,omitzero"` // of the present instance
+	Clients    []Binding  `json:"clients"`
+	Crashes    int        `json:"crashes"`
+	Status     *hv.Status `json:"status,omitempty"`
+	Notes      []string   `json:"notes,omitempty"`
+	Logs       []string   `json:"logs"`
+}
+
+// Binding is one client's attachment to a driver VM.
+type Binding struct {
+	ID       uint64 `json:"id"`
+	Name     string `json:"name"` // of the personality VM, or the vhost-user socket
+	Disk     string `json:"disk"`
+	ReadOnly bool   `json:"readonly,omitempty"`
+	Attached bool   `json:"attached"` // the present instance serves it
+	Queues   int    `json:"queues"`
+	Error    string `json:"error,omitempty"`
+}
+
+// CreateDriver is the body of POST drivers.
+type CreateDriver struct {
+	Config DriverConfig `json:"config"`
+}
+
+// CrashDriver is the body of POST drivers/{name}/crash.
+type CrashDriver struct {
+	How string `json:"how"` // kill, fault or hang
+}
+
+// Crash records one end of a driver instance that nobody asked for, and the recovery from it.
+type Crash struct {
+	ID         uint64   `json:"id"`
+	Driver     string   `json:"driver"`
+	Generation int      `json:"generation"` // the instance that died
+	Cause      hv.Cause `json:"cause"`
+	Message    string   `json:"message,omitempty"`
+	Injected   string   `json:"injected,omitempty"` // how, when it was crashed on request
+	Clients    int      `json:"clients"`
+	// The steps of the recovery; zero where unknown. Crashed is the last sign of life for a hang.
+	Crashed  time.Time `json:"crashed,omitzero"`
+	Detected time.Time `json:"detected,omitzero"`
+	Stopped  time.Time `json:"stopped,omitzero"` // nothing that it began can land any more
+	Launched time.Time `json:"launched,omitzero"`
+	Ready    time.Time `json:"ready,omitzero"`
+	Attached time.Time `json:"attached,omitzero"`
+	First    time.Time `json:"first,omitzero"` // first request completed by the next instance
+	// RecoverMs is First, or Attached when no request was waiting, minus Crashed.
+	RecoverMs float64    `json:"recoverMs,omitempty"`
+	Report    *hv.Report `json:"report,omitempty"`
+	Trace     *Trace     `json:"trace,omitempty"`
+}
+
+// Trace is a decoded hv.Fault.
+type Trace struct {
+	What        string  `json:"what"`        // the fault in words
+	Instruction string  `json:"instruction"` // bytes and assembly, or why it could not be decoded
+	Stack       []Frame `json:"stack"`       // innermost first
+}
+
+// Frame is one call of a Trace.
+type Frame struct {
+	PC   uint64 `json:"pc"`
+	Func string `json:"func,omitempty"`
+	File string `json:"file,omitempty"`
+	Line int    `json:"line,omitempty"`
+}
