@@ -69,7 +69,7 @@ func OpenDisk(name string) (*Disk, error) {
 		}
 		return m
 	}
-	d, err := newDisk(name, mem, &g.Config, g.Rights&abi.RightWrite == 0, bells(abi.CapKick), bells(abi.CapCall))
+	d, err := NewDisk(name, mem, &g.Config, g.Rights&abi.RightWrite == 0, bells(abi.CapKick), bells(abi.CapCall))
 	if err != nil {
 		return nil, err
 	}
@@ -105,8 +105,11 @@ func diskNames(caps []abi.Cap) string {
 	return s[1:]
 }
 
-// newDisk returns the disk in the grant mem.
-func newDisk(name string, mem []byte, config *[64]byte, readOnly bool, kick, call map[int]ring.Doorbell) (*Disk, error) {
+// NewDisk returns the disk in the grant mem, a page-aligned mapping whose geometry and virtio_blk_config stand
+// in config as abi.DiskGrant says, with each queue's doorbells by index. OpenDisk does this with the
+// capability table's entries; tests do it with memory of their own. It initialises the queues. Errors: a
+// grant that is invalid or too small, a queue without doorbells.
+func NewDisk(name string, mem []byte, config *[64]byte, readOnly bool, kick, call map[int]ring.Doorbell) (*Disk, error) {
 	g := abi.ParseDiskGrant(config)
 	if !g.Valid(uint64(len(mem))) {
 		return nil, fmt.Errorf("guest: disk %s: invalid grant of %d bytes, %d queues of %d", name, len(mem), g.Queues, g.QueueSize)

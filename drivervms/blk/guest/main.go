@@ -1,0 +1,60 @@
+// Command guest is the block driver VM's program: a static binary that grailvm runs as a driver. It takes
+// attachments over its control channel and serves them from the devices in its capability table.
+package main
+
+import (
+	"fmt"
+	"os"
+	"runtime/debug"
+
+	"github.com/grailos/grail/drivervms/blk/serve"
+	"github.com/grailos/grail/hv/abi"
+	"github.com/grailos/grail/hv/guest"
+	"github.com/grailos/grail/ring"
+)
+
+// heapLimit bounds the Go heap, in bytes. The data path does not allocate, so the collector runs only when
+// attachments have come and gone for long: without this, its timer would wake an idle VM.
+const heapLimit = 32 << 20
+
+func main() {
+	debug.SetGCPercent(-1)
+	debug.SetMemoryLimit(heapLimit)
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "blk:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	caps, err := guest.Caps()
+	if err != nil {
+		return err
+	}
+	ch, err := guest.OpenChannel()
+	if err != nil {
+		return err
+	}
+	status, err := guest.OpenStatus()
+	if err != nil {
+		return err
+	}
+	var disks []serve.Disk
+	for _, c := range caps {
+		if c.Kind == abi.CapDevice {
+			disks = append(disks, serve.Disk{
+				Name: c.Name, FD: c.FD, Size: c.Size, ReadOnly: c.Rights&abi.RightWrite == 0,
+			})
+			fmt.Printf("blk: disk %s, %d bytes, read-only %t\n", c.Name, c.Size, c.Rights&abi.RightWrite == 0)
+		}
+	}
+	d := &driver{
+		server: serve.New(newDevice(), disks, ring.PollerConfig{}),
+		ch:     ch, status: status, maps: map[uint64]*mapping{},
+	}
+	d.server.Watch(ch.FD())
+	if err := ch.Send(abi.Message{Type: abi.MsgReady}); err != nil {
+		return err
+	}
+	return d.loop()
+}

@@ -1,0 +1,16 @@
+package main
+
+import "unsafe"
+
+// badAddress is in no mapping, and not in the first page, so that Go does not take it for a nil dereference.
+var badAddress uintptr = 0xbad000
+
+// misbehave makes the program fault or hang, on request, to show that nobody else is harmed.
+func misbehave(how string) {
+	if how == "fault" {
+		// Unsafe on purpose: the write must fault.
+		*(*byte)(unsafe.Add(unsafe.Pointer(nil), badAddress)) = 1
+	}
+	for {
+	}
+}

@@ -1,0 +1,33 @@
+package serve
+
+import "github.com/grailos/grail/hv/abi"
+
+// Op is one device operation.
+type Op struct {
+	FD     int32 // the device
+	Kind   abi.DevOp
+	Flags  uint16   // abi.DevMayUnmap
+	Offset uint64   // bytes
+	Length uint64   // bytes; for DevRead and DevWrite the sum of Segs
+	Segs   [][]byte // for DevRead and DevWrite: memory of the client, which it may change meanwhile
+	Result int64    // OUT: bytes moved, or a negated Linux errno
+}
+
+// Device performs operations. The Server never has two calls in progress.
+type Device interface {
+	// Do performs ops and sets each one's Result. Their order is undefined, but a flush covers every
+	// write of an earlier Do. It does not keep ops. There are at most abi.MaxDevBatch of them, each with
+	// at most abi.MaxDevSegs segments, and at most MaxSegments segments in all.
+	Do(ops []Op)
+}
+
+// MaxSegments is the largest number of segments in one Device.Do.
+const MaxSegments = 4096
+
+// Disk is a device as clients see it.
+type Disk struct {
+	Name     string
+	FD       int32
+	Size     uint64 // bytes; what exceeds a whole sector is not used
+	ReadOnly bool
+}

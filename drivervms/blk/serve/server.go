@@ -1,0 +1,211 @@
+package serve
+
+import (
+	"time"
+
+	"github.com/grailos/grail/hv/abi"
+	"github.com/grailos/grail/ring"
+	"github.com/grailos/grail/ring/virtioblk"
+)
+
+// Fairness: what one queue may put into one round.
+const (
+	quantum      = 64      // requests
+	quantumBytes = 2 << 20 // bytes, after which no further request is taken
+)
+
+// Server serves any number of clients. It belongs to one goroutine.
+type Server struct {
+	// Deaths holds the clients that broke their rings' rules since the owner last emptied it.
+	Deaths []Death
+
+	// Requests and Bytes count what was completed.
+	Requests, Bytes uint64
+
+	// Step, when not nil, is called between the steps of a round; tests crash there.
+	Step func(Step)
+
+	dev     Device
+	disks   map[string]Disk
+	clients map[uint64]*client
+	queues  []*queue // of all clients that are served
+	next    int      // queue that the next round starts with
+	poller  *ring.Poller
+
+	works   []work
+	ops     []Op
+	flushes []Op
+}
+
+// Death says that a client is no longer served.
+type Death struct {
+	ID     uint64
+	Reason string
+}
+
+// Step names the points between the steps of a round.
+type Step int
+
+// The steps of a round.
+const (
+	StepTaken     Step = iota // requests are taken and logged, no device operation was started
+	StepDone                  // the device operations are done, the flushes are not
+	StepFlushed               // everything is done, nothing is completed
+	StepCompleted             // completions are written and not yet published
+	StepPublished             // completions are published, doorbells are not rung
+)
+
+// New returns a server of the given disks. The poller's bounds are those of the driver's one worker.
+func New(dev Device, disks []Disk, poll ring.PollerConfig) *Server {
+	s := &Server{
+		dev: dev, disks: map[string]Disk{}, clients: map[uint64]*client{}, poller: ring.NewPoller(poll),
+		works: make([]work, abi.MaxDevBatch),
+		ops:   make([]Op, 0, abi.MaxDevBatch),
+	}
+	for _, d := range disks {
+		s.disks[d.Name] = d
+		s.flushes = append(s.flushes, Op{})
+	}
+	for i := range s.works {
+		s.works[i].chain.Readable = make([][]byte, 0, 8)
+		s.works[i].chain.Writable = make([][]byte, 0, 8)
+	}
+	return s
+}
+
+// Watch makes Wait return ring.WakeWatch when fd is readable.
+func (s *Server) Watch(fd int) { s.poller.Watch(fd) }
+
+// Wait blocks until a client may have work or a watched descriptor is readable, or timeout has passed;
+// negative means for ever.
+func (s *Server) Wait(timeout time.Duration) (ring.Wake, error) { return s.poller.Wait(timeout) }
+
+// Stats returns what waiting cost.
+func (s *Server) Stats() ring.PollerStats { return s.poller.Stats() }
+
+// Round takes what the clients offer, at most one batch, performs it and completes it. It returns the number
+// of requests. It does not allocate, unless a client dies.
+func (s *Server) Round() int {
+	works := s.take()
+	if len(works) == 0 {
+		return 0
+	}
+	s.step(StepTaken)
+	if len(s.ops) > 0 {
+		s.dev.Do(s.ops)
+	}
+	s.step(StepDone)
+	s.flush(works)
+	s.step(StepFlushed)
+	s.complete(works)
+	return len(works)
+}
+
+func (s *Server) step(p Step) {
+	if s.Step != nil {
+		s.Step(p)
+	}
+}
+
+// take fetches requests, the queues in turn, and plans their operations. The round starts with a different
+// queue each time, so that a full batch does not always miss the same one.
+func (s *Server) take() []work {
+	s.ops = s.ops[:0]
+	n, segs := 0, 0
+	queues := s.queues // stays as it is when a client is killed below
+	if s.next++; s.next >= len(queues) {
+		s.next = 0
+	}
+	for i := range queues {
+		q := queues[(s.next+i)%len(queues)]
+		if q.c.dead {
+			continue
+		}
+		bytes := uint64(0)
+		for k := 0; k < quantum && bytes < quantumBytes; k++ {
+			if n == len(s.works) || len(s.ops)+MaxRanges > cap(s.ops) || segs+abi.MaxDevSegs > MaxSegments {
+				return s.works[:n]
+			}
+			w := &s.works[n]
+			ok, err := q.dev.Pop(&w.chain)
+			if err == nil && ok {
+				err = w.req.Parse(&w.chain)
+			}
+			if err != nil {
+				s.kill(q.c, err)
+				break
+			}
+			if !ok {
+				break
+			}
+			w.q = q
+			s.ops = w.plan(&q.c.limits, s.ops)
+			segs += len(w.req.Data)
+			bytes += uint64(w.req.DataBytes)
+			n++
+		}
+	}
+	return s.works[:n]
+}
+
+// flush makes durable what the requests ask for: one flush a device, after all of this round's writes.
+func (s *Server) flush(works []work) {
+	n := 0
+	for i := range works {
+		w := &works[i]
+		if !w.flush {
+			continue
+		}
+		fd, known := w.q.c.limits.fd, false
+		for _, f := range s.flushes[:n] {
+			known = known || f.FD == fd
+		}
+		if !known {
+			s.flushes[n] = Op{FD: fd, Kind: abi.DevFlush}
+			n++
+		}
+	}
+	if n == 0 {
+		return
+	}
+	s.dev.Do(s.flushes[:n])
+	for i := range works {
+		w := &works[i]
+		for k := range s.flushes[:n] {
+			if w.flush && s.flushes[k].FD == w.q.c.limits.fd && s.flushes[k].Result < 0 {
+				w.status = virtioblk.StatusIOErr
+			}
+		}
+	}
+}
+
+// complete answers the requests and rings the clients that asked for it.
+func (s *Server) complete(works []work) {
+	for i := range works {
+		w := &works[i]
+		if w.q.c.dead {
+			continue
+		}
+		if w.status == virtioblk.StatusOK {
+			w.settle(s.ops)
+		}
+		w.q.dev.Push(w.req.Head, w.req.Finish(w.status))
+		w.q.touched = true
+		s.Bytes += uint64(w.req.DataBytes)
+	}
+	s.Requests += uint64(len(works))
+	s.step(StepCompleted)
+	for i := range works {
+		q := works[i].q
+		if !q.touched {
+			continue
+		}
+		q.touched = false
+		if q.dev.Publish() {
+			s.step(StepPublished)
+			if err := q.call.Ring(); err != nil {
+				s.kill(q.c, err)
+			}
+		}
+	}
+}
