@@ -54,14 +54,15 @@ type Device struct {
 }
 
 // NewDevice returns the device of a queue that a driver has initialised, or that another device has left. With
-// a log it recovers what that device left in flight; Pop returns those requests first. Errors: ErrConfig,
-// ErrRange, ErrLog.
+// a log it recovers what that device left in flight; Pop returns those requests first. The device that is gone
+// may have published completions without ringing for them: ring the driver's doorbell once.
+// Errors: ErrConfig, ErrRange, ErrLog.
 func NewDevice(m *Memory, c DeviceConfig) (*Device, error) {
 	desc, avail, used, err := c.Queue.parts(m)
 	if err != nil {
 		return nil, err
 	}
-	if c.Log != nil && c.Log.size != c.Size {
+	if c.Log != nil && c.Log.size < c.Size {
 		return nil, fmt.Errorf("%w: in-flight log for a queue of %d, queue of %d", ErrConfig, c.Log.size, c.Size)
 	}
 	if c.MaxSegments == 0 {
@@ -90,6 +91,9 @@ func NewDevice(m *Memory, c DeviceConfig) (*Device, error) {
 		}
 		d.replay, d.inFlight = heads, len(heads)
 		for _, h := range heads {
+			if h >= d.size {
+				return nil, fmt.Errorf("%w: head %d in flight, queue size %d", ErrLog, h, d.size)
+			}
 			d.busy[h] = true
 		}
 	}

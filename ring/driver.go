@@ -103,6 +103,8 @@ func NewDriver(m *Memory, c DriverConfig) (*Driver, error) {
 	store16(&avail[offIdx], c.Base)
 	if d.eventIdx {
 		d.setUsedEvent(c.Base - 1)
+		// As on a fresh device at index 0: the first request is announced by a kick.
+		store16(&used[offRing+8*int(c.Size)], c.Base)
 	}
 	return d, nil
 }

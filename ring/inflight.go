@@ -43,8 +43,8 @@ type Inflight struct {
 	counter uint64 // next value of the fetch order
 }
 
-// NewInflight returns the log in mem for a queue of size descriptors. It reads nothing yet: the Device that is
-// given the log recovers it. Errors: ErrConfig when mem is shorter than InflightBytes(size), misaligned, or
+// NewInflight returns the log in mem for queues of up to size descriptors. A log that is in use has the size
+// it was made with. It reads nothing yet: the Device that is given the log recovers it. Errors: ErrConfig when mem is shorter than InflightBytes(size), misaligned, or
 // size is invalid.
 func NewInflight(mem []byte, size uint16) (*Inflight, error) {
 	if !validSize(size) {
