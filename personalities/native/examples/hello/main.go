@@ -1,0 +1,18 @@
+// Command hello prints a greeting, its arguments and its environment: the smallest native personality.
+package main
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+)
+
+func main() {
+	fmt.Printf("hello from %s/%s on %d processors\n", runtime.GOOS, runtime.GOARCH, runtime.NumCPU())
+	for i, a := range os.Args[1:] {
+		fmt.Printf("argument %d: %s\n", i+1, a)
+	}
+	for _, e := range os.Environ() {
+		fmt.Println("environment:", e)
+	}
+}
