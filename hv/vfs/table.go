@@ -1,0 +1,122 @@
+package vfs
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/grailos/grail/hv"
+	"github.com/grailos/grail/hv/abi"
+)
+
+// Config says what one guest may reach. Descriptors are the host's; -1 means none. The table uses Stdin, Stdout,
+// Stderr, Log, Files and Program without owning them: they must stay open until Close.
+type Config struct {
+	Stdin, Stdout, Stderr int
+	// Log is two files that hold the console's output, used in turn: when one has reached LogLimit the
+	// other is emptied and used.
+	Log      [2]int
+	LogLimit int64 // bytes a log file; 0: DefaultLogLimit
+	// Files is an uncompressed tar archive, the guest's read-only root. It is indexed at the first path
+	// look-up that needs it.
+	Files       int
+	Program     int    // the program's ELF, behind /proc/self/exe
+	ProgramName string // base name of the program: /proc/self/exe reads /bin/<ProgramName>
+	Dir         string // the initial working directory; "": the root
+	Caps        []hv.CapSpec
+	TmpLimit    uint64 // bytes that /tmp may hold; 0: DefaultTmpLimit
+	Tail        int    // console lines kept for reports; 0: hv.ConsoleTail
+	// OnMessage gets every message that the guest writes to its control channel, on the guest's thread.
+	// It must not block. Message.Attach is always nil.
+	OnMessage func(abi.Message)
+	// Busy is an 8-byte aligned field, at least 8 bytes, that counts device calls in progress (an
+	// atomic uint64 in host order, in memory that others may map); nil: none.
+	Busy []byte
+}
+
+// Defaults of Config.
+const (
+	DefaultLogLimit = 4 << 20
+	DefaultTmpLimit = 64 << 20
+)
+
+// Table is one guest's descriptors, file tree and capabilities. It is safe for concurrent use.
+type Table struct {
+	mu    sync.RWMutex // guards slots and every file's slots field
+	slots []slot
+
+	tree    tree
+	cwd     atomic.Pointer[node]
+	umask   atomic.Uint32
+	console *console
+	control *Control
+	busy    *atomic.Uint64
+	objects atomic.Uint64 // last Mapping.Object given out
+
+	devRequests, devBytes atomic.Uint64
+}
+
+// New builds the table of a guest that is about to start: console at 0, 1 and 2, then Caps in order.
+func New(cfg Config) (*Table, error) {
+	t := &Table{}
+	if cfg.Busy != nil {
+		b, err := counter(cfg.Busy)
+		if err != nil {
+			return nil, err
+		}
+		t.busy = b
+	}
+	t.umask.Store(0o022)
+	t.control = newControl(cfg.OnMessage)
+	t.console = newConsole(&cfg)
+	t.tree.init(&cfg)
+	t.cwd.Store(t.tree.root)
+	in := newFile(&consoleIn{fd: cfg.Stdin}, unix.O_RDONLY)
+	out := newFile(newConsoleOut(t.console, cfg.Stdout), unix.O_WRONLY)
+	errs := newFile(newConsoleOut(t.console, cfg.Stderr), unix.O_WRONLY)
+	if isTerminal(cfg.Stdin) { // a terminal is open for both, as a login leaves it
+		in = newFile(&consoleIn{fd: cfg.Stdin, out: newConsoleOut(t.console, cfg.Stdin)}, unix.O_RDWR)
+	}
+	for _, f := range []*file{in, out, errs} {
+		t.install(f, 0, false, nil)
+	}
+	if _, err := t.InstallCaps(cfg.Caps...); err != nil {
+		t.Close()
+		return nil, err
+	}
+	if cfg.Dir != "" && cfg.Dir != "/" {
+		if e := t.setDir(cfg.Dir); e != 0 {
+			t.Close()
+			return nil, fmt.Errorf("vfs: working directory %s: %w", cfg.Dir, e)
+		}
+	}
+	return t, nil
+}
+
+// Close closes every descriptor of the guest and frees /tmp. No call may be in progress.
+func (t *Table) Close() {
+	for fd := range t.slots {
+		t.drop(fd)
+	}
+	t.control.close()
+	t.tree.close()
+}
+
+// Control returns the hv side of the guest's control channel.
+func (t *Table) Control() *Control { return t.control }
+
+// Console returns the last lines of the console, oldest first, made printable.
+func (t *Table) Console() []string { return t.console.lines() }
+
+// DevStats returns how many device requests were performed, and the bytes that they moved.
+func (t *Table) DevStats() (requests, bytes uint64) {
+	return t.devRequests.Load(), t.devBytes.Load()
+}
+
+// FilesError returns why the archive behind the root could not be read, if it could not.
+func (t *Table) FilesError() error { return t.tree.bundleError() }
+
+var errBadCounter = errors.New("vfs: Busy is not 8 aligned bytes")
