@@ -29,7 +29,8 @@ type File struct {
 	Inode uint32
 }
 
-// Mount mounts the file system on disk.
+// Mount mounts the file system on disk. go-diskfs wants one with metadata checksums, which is the default of
+// mke2fs.
 func Mount(disk io.ReaderAt, size int64) (*FS, error) {
 	c := newCache(disk, size)
 	f, err := ext4.Read(&storage{ReaderAt: c, size: size}, size, 0, 512)
