@@ -1,0 +1,92 @@
+//go:build linux && amd64
+
+package process
+
+import (
+	"encoding/binary"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Exit says how a guest ended: with a code, or by a signal.
+type Exit struct {
+	Code   int            // exit code, 0 to 255, when Signal is 0
+	Signal syscall.Signal // the fatal signal, or 0
+	Killed bool           // by Kill or Close
+	Crash  *Crash         // the guest's state at a fatal signal; nil when it was not traced or was killed
+}
+
+// Crash is a thread's state at the moment of a fatal signal.
+type Crash struct {
+	TID    int   // in the supervisor's namespace
+	SICode int32 // si_code (sigaction(2)): above 0 for a fault, 0 or below when somebody sent the signal
+	Addr   uint64
+	Regs   unix.PtraceRegs
+	// Code are the bytes at CodeAddr; the instruction at Regs.Rip begins codeBefore bytes in, or at 0 when
+	// nothing is mapped before it. Empty when Rip points nowhere.
+	Code     []byte
+	CodeAddr uint64
+	// Stack are the bytes at Regs.Rsp.
+	Stack []byte
+	// Frames are the return addresses along the frame-pointer chain, innermost first, without Rip itself.
+	Frames []uint64
+}
+
+const (
+	codeBefore = 32
+	codeAfter  = 64
+	stackDump  = 512
+	maxFrames  = 64
+)
+
+// crash records the state of a thread with a fatal signal, and ends the guest: as the first process of its
+// namespace it would otherwise survive its own signals.
+func (g *Guest) crash(tid int, sig unix.Signal, info *siginfo) {
+	report := &Crash{TID: tid, SICode: info.Code}
+	if info.Code > 0 {
+		report.Addr = info.addr()
+	}
+	if unix.PtraceGetRegs(tid, &report.Regs) != nil {
+		report = nil // SIGKILL got there first
+	} else {
+		g.snapshot(report)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.exit.Signal == 0 && !g.killed {
+		g.exit = Exit{Signal: sig, Crash: report}
+	}
+	g.kill()
+}
+
+// snapshot reads the memory around the registers; what cannot be read is left out.
+func (g *Guest) snapshot(r *Crash) {
+	code := make([]byte, codeBefore+codeAfter)
+	r.CodeAddr = r.Regs.Rip - codeBefore
+	n, _ := g.ReadMem(r.CodeAddr, code)
+	if n <= codeBefore {
+		r.CodeAddr = r.Regs.Rip
+		n, _ = g.ReadMem(r.CodeAddr, code[:codeAfter])
+	}
+	r.Code = code[:n]
+	stack := make([]byte, stackDump)
+	n, _ = g.ReadMem(r.Regs.Rsp, stack)
+	r.Stack = stack[:n]
+
+	for fp := r.Regs.Rbp; len(r.Frames) < maxFrames; {
+		var pair [16]byte // the caller's frame pointer, the return address
+		if n, _ := g.ReadMem(fp, pair[:]); n < len(pair) {
+			return
+		}
+		next, ret := binary.LittleEndian.Uint64(pair[:8]), binary.LittleEndian.Uint64(pair[8:])
+		if ret == 0 {
+			return
+		}
+		r.Frames = append(r.Frames, ret)
+		if next <= fp { // stacks grow down, so callers lie above; anything else is garbage or a loop
+			return
+		}
+		fp = next
+	}
+}

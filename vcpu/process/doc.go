@@ -1,0 +1,41 @@
+// Package process is the engine for machines without /dev/kvm: it runs an unmodified static ELF program
+// as a jailed host process, under the same system-call subset as the KVM engine.
+//
+// # How it works
+//
+// Start re-executes the calling program (/proc/self/exe) in new user, pid, mount, network, ipc and uts
+// namespaces. That child gives itself an empty read-only root, drops every capability, sets its limits and
+// installs a seccomp filter; then it executes the guest program. The filter lets memory, threads, futexes,
+// signals, clocks and timers run on the host kernel at native speed (DefaultNative is that list) and turns
+// every other system call into a Call, which the supervisor receives from Next and answers with Return. The
+// guest starts with no open descriptor at all; it gets one only when the supervisor installs it with
+// Call.Install. A program that calls Start must call ChildMain first thing in main.
+//
+// # Who does what
+//
+// One locked OS thread per guest, the tracer, forks the guest, traces it and waits for it: it sees each
+// signal before the guest does, each new thread and each end. It dies with the guest and the guest with it
+// (PTRACE_O_EXITKILL and the parent-death signal). Next, Call and the memory methods may be used from any
+// goroutine.
+//
+// # Signals and forwarded calls
+//
+// A forwarded call is seen exactly once, and it ends before the signal that hit its thread is delivered. When a
+// signal arrives for a thread whose call is with the supervisor, the tracer withholds it, lets the kernel
+// restart the call (the new notification is attached to the same Call) and closes the channel of
+// Call.Interrupted. A supervisor that blocks on behalf of the guest watches that channel and ends the call with
+// Return(EINTR) or Restart; one that answers at once need not care. The withheld signals are delivered at the
+// return of the call, in order. Withheld signals are sent again with tgkill, and the tracer puts their original
+// siginfo back.
+//
+// Without ptrace none of this is possible: the filter then asks the kernel (5.19 or newer) to hold signals until
+// the call returns (SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV), Interrupted never fires, and crash reports
+// have no registers. On older kernels without ptrace, a signal may make the guest repeat a call. Probe says which
+// of these a machine offers.
+//
+// # What bounds the guest
+//
+// Writable private memory by RLIMIT_DATA, address space (and so page tables) by RLIMIT_AS, threads by counting
+// clone, which is answered here and never reaches the supervisor, descriptors by RLIMIT_NOFILE. Resident memory
+// and CPU time are the business of the cgroup in which the supervisor runs.
+package process
