@@ -47,6 +47,10 @@ type PollerStats struct {
 const (
 	defaultMaxSpin = 100 * time.Microsecond
 	firstSpin      = 10 * time.Microsecond // first budget above 0, and the step from there is a doubling
+	sleepCost      = 20 * time.Microsecond // what a hit saves: going to sleep and being woken
+	spinCredit     = 10 * sleepCost        // misses that a run of hits pays for
+	firstRest      = 16                    // sleeps without spinning once the credit is used up; doubles
+	lastRest       = 128
 	preemptGap     = 100 * time.Microsecond
 	clockEvery     = 16                    // polls between two looks at the clock
 	watchEvery     = 10 * time.Millisecond // a busy poller looks at watched descriptors this often
@@ -56,15 +60,20 @@ const (
 // pay it arms the queues' notifications and sleeps on their doorbells.
 //
 // The spinning budget adapts. A sleep that ended within MaxSpin doubles the budget, since spinning longer
-// would have met the work; a longer one halves it. Where only one processor is usable a Poller never spins,
-// because the peer could not run meanwhile. A gap in its own execution while spinning means that another
-// thread needed the processor: the budget then falls to MinSpin at once. A stream of requests spaced just
-// under MaxSpin still costs a whole processor; PollerStats.Spun says so.
+// would have met the work; a longer one halves it. Spinning must also earn its keep: each success earns the
+// cost of a sleep, each failure costs the time spun, and when the balance is used up the Poller spins no
+// longer than MinSpin for a while, which doubles from time to time. That is what happens where the peer needs
+// the very processor that we spin on. Where only one processor is usable a Poller never spins, and a gap in
+// its own execution while spinning, which means that another thread needed the processor, takes the budget
+// down at once. A stream of requests spaced just under MaxSpin still costs a whole processor;
+// PollerStats.Spun says so.
 //
 // It is not safe for concurrent use: one owner at a time, who also owns the Sources.
 type Poller struct {
 	min, max, budget time.Duration
-	start            time.Time // origin of now
+	balance          time.Duration // what spinning has earned less what it has cost
+	rest, nextRest   int           // sleeps to come without spinning; length of the next such time
+	start            time.Time     // origin of now
 	sources          []Source
 	rung             []bool        // by source: the doorbell has rung since it was last drained
 	fds              []unix.PollFd // one a source, then one a watched descriptor
@@ -81,7 +90,10 @@ func NewPoller(c PollerConfig) *Poller {
 		c.MinSpin, c.MaxSpin = 0, 0
 	}
 	c.MinSpin = min(max(c.MinSpin, 0), c.MaxSpin)
-	return &Poller{min: c.MinSpin, max: c.MaxSpin, budget: c.MinSpin, start: time.Now()}
+	return &Poller{
+		min: c.MinSpin, max: c.MaxSpin, budget: c.MinSpin, start: time.Now(),
+		balance: spinCredit, nextRest: firstRest,
+	}
 }
 
 // Add makes p serve s, whose peer rings bell. The doorbell stays the caller's, and must stay open until
@@ -139,7 +151,10 @@ func (p *Poller) Wait(timeout time.Duration) (Wake, error) {
 		return p.busyWatch()
 	}
 	begin := p.now()
-	if p.spin(begin, timeout) {
+	spun, found := p.spin(begin, timeout)
+	p.stats.Spun += spun
+	p.account(spun, found)
+	if found {
 		p.stats.SpinHits++
 		return p.busyWatch()
 	}
@@ -166,16 +181,36 @@ func (p *Poller) pending() bool {
 	return false
 }
 
-// spin polls the sources for the present budget and reports whether one has work.
-func (p *Poller) spin(begin, timeout time.Duration) bool {
+// account keeps the balance of spinning, and has it rest when it does not pay.
+func (p *Poller) account(spun time.Duration, found bool) {
+	switch {
+	case found:
+		if p.balance += sleepCost; p.balance >= spinCredit {
+			p.balance, p.nextRest = spinCredit, firstRest
+		}
+	case p.rest > 0:
+		p.rest--
+	default:
+		if p.balance -= spun; p.balance < 0 {
+			p.balance = spinCredit / 2
+			p.rest, p.nextRest = p.nextRest, min(2*p.nextRest, lastRest)
+		}
+	}
+}
+
+// spin polls the sources for the present budget, and reports the time that took and whether one has work.
+func (p *Poller) spin(begin, timeout time.Duration) (spun time.Duration, found bool) {
 	budget := p.budget
+	if p.rest > 0 {
+		budget = p.min
+	}
 	if timeout >= 0 {
 		budget = min(budget, timeout)
 	}
 	if budget <= 0 || len(p.sources) == 0 {
-		return false
+		return 0, false
 	}
-	found, last := false, begin
+	last := begin
 	for !found && last-begin < budget {
 		for range clockEvery {
 			pause(1)
@@ -191,8 +226,7 @@ func (p *Poller) spin(begin, timeout time.Duration) bool {
 		}
 		last = now
 	}
-	p.stats.Spun += last - begin
-	return found
+	return last - begin, found
 }
 
 // sleep arms every source and blocks on the doorbells.

@@ -9,69 +9,6 @@ import (
 	"github.com/grailos/grail/ring"
 )
 
-// bed is a queue with both ends in one region of ordinary memory, and room for data behind it.
-type bed struct {
-	mem  []byte
-	m    *ring.Memory
-	q    ring.Queue
-	dcfg ring.DriverConfig
-	data uint64 // address of the data area
-	drv  *ring.Driver
-	dev  *ring.Device
-	log  *ring.Inflight
-}
-
-const bedBase = 0x10000
-
-func newBed(t testing.TB, size uint16, features uint64, base uint16, indirectMax uint16, logged bool) *bed {
-	t.Helper()
-	l, err := ring.LayoutOf(size)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tables := l.Bytes
-	data := tables + ring.IndirectBytes(size, indirectMax)
-	b := &bed{mem: alignedBytes(int(data) + 64<<10), data: bedBase + data}
-	if b.m, err = ring.NewMemory(ring.Region{Base: bedBase, Mem: b.mem}); err != nil {
-		t.Fatal(err)
-	}
-	b.q = l.At(bedBase, features)
-	b.dcfg = ring.DriverConfig{Queue: b.q, Base: base, IndirectMax: indirectMax}
-	if indirectMax > 0 {
-		b.dcfg.IndirectTables = bedBase + tables
-	}
-	if b.drv, err = ring.NewDriver(b.m, b.dcfg); err != nil {
-		t.Fatal(err)
-	}
-	if logged {
-		if b.log, err = ring.NewInflight(alignedBytes(int(ring.InflightBytes(size))), size); err != nil {
-			t.Fatal(err)
-		}
-	}
-	b.newDevice(t, base)
-	return b
-}
-
-// newDevice replaces the device, as after a crash.
-func (b *bed) newDevice(t testing.TB, last uint16) {
-	t.Helper()
-	var err error
-	if b.dev, err = ring.NewDevice(b.m, ring.DeviceConfig{Queue: b.q, LastAvail: last, Log: b.log}); err != nil {
-		t.Fatal(err)
-	}
-}
-
-// alignedBytes returns n bytes that start at a multiple of 4096, as a mapping would.
-func alignedBytes(n int) []byte {
-	b := make([]byte, n+4096)
-	for i := range 4096 {
-		if ring.Aligned(b[i:], 4096) {
-			return b[i : i+n : i+n]
-		}
-	}
-	panic("no aligned byte in a page")
-}
-
 func TestRoundTrip(t *testing.T) {
 	for _, size := range []uint16{1, 2, 4, 256} {
 		for _, features := range []uint64{0, ring.FeatureEventIdx, ring.FeatureIndirect, ring.FeatureEventIdx | ring.FeatureIndirect} {
