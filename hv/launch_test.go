@@ -121,6 +121,17 @@ func TestLaunch(t *testing.T) {
 		t.Fatalf("adopt: %v", err)
 	}
 	defer again.Close()
+	tagged := func(tag string) func([]string) bool {
+		return func(args []string) bool { return len(args) == 3 && args[2] == tag }
+	}
+	found, err := FindProcess(p.PID, tagged("tag-1"))
+	if err != nil || found.StartTime() != p.StartTime() {
+		t.Fatalf("find: %+v, %v", found, err)
+	}
+	found.Close()
+	if _, err := FindProcess(p.PID, tagged("tag-2")); !errors.Is(err, ErrGone) {
+		t.Errorf("find another: %v", err)
+	}
 	if _, err := OpenProcess(p.PID, p.StartTime()+1); !errors.Is(err, ErrGone) {
 		t.Errorf("adopt with another start time: %v", err)
 	}

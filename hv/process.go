@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -40,6 +41,31 @@ func OpenProcess(pid int, start uint64) (*Process, error) {
 		return nil, fmt.Errorf("%w: %d", ErrGone, pid)
 	}
 	return &Process{PID: pid, start: start, fd: f}, nil
+}
+
+// FindProcess returns a handle on the process pid if is accepts its arguments, whether or not it is a child of the caller.
+// Errors: ErrGone.
+func FindProcess(pid int, is func(args []string) bool) (*Process, error) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrGone, err)
+	}
+	f, err := pollable(fd, pid)
+	if err != nil {
+		return nil, err
+	}
+	// As in OpenProcess: what is read now belongs to the process of the pidfd, unless that has ended meanwhile.
+	cmd, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
+	p := &Process{PID: pid, fd: f}
+	if err == nil {
+		p.start, err = startTime(pid)
+	}
+	args := strings.Split(strings.TrimRight(string(cmd), "\x00"), "\x00")
+	if err != nil || !is(args) || p.Ended() {
+		f.Close()
+		return nil, fmt.Errorf("%w: %d", ErrGone, pid)
+	}
+	return p, nil
 }
 
 // StartTime returns when the process started, in clock ticks since boot (proc(5), /proc/pid/stat field 22).

@@ -50,3 +50,20 @@ const (
 	ExitNotFound  = 127 // the program does not exist
 	ExitSignal    = 128 // plus the signal's number
 )
+
+// Guest memory comes in units of MemoryUnit, and a personality VM needs MinMemory, in bytes.
+const (
+	MemoryUnit = 2 << 20
+	MinMemory  = 16 << 20
+)
+
+// CheckMemory refuses a size of guest memory that cannot be.
+func CheckMemory(bytes, least uint64) error {
+	switch {
+	case bytes < least:
+		return Errorf(Invalid, "memory of %d bytes is too little; give at least %dM", bytes, least>>20)
+	case bytes%MemoryUnit != 0:
+		return Errorf(Invalid, "memory of %d bytes is no multiple of 2M; give a multiple, for instance %dM", bytes, (bytes/MemoryUnit+1)*(MemoryUnit>>20))
+	}
+	return nil
+}

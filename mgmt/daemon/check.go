@@ -1,0 +1,138 @@
+package daemon
+
+import (
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/grailos/grail/drivervms/blk"
+	"github.com/grailos/grail/hv"
+	"github.com/grailos/grail/mgmt/api"
+	"github.com/grailos/grail/mgmt/fence"
+	"github.com/grailos/grail/mgmt/reincarnation"
+)
+
+// Bounds of names. DRIVER/DISK must fit the name of a capability (hv/abi), and a disk's ID what virtio-blk's
+// get-id returns (virtio 1.2 §5.2.6).
+const (
+	maxVMName     = 32
+	maxDriverName = 19
+	maxDiskID     = 20
+)
+
+// Bounds of a VM.
+const (
+	maxDisks = 16
+	maxCPU   = 1024
+)
+
+var nameForm = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]*$`)
+
+func checkName(what, name string, most int) error {
+	if len(name) > most || !nameForm.MatchString(name) {
+		return api.Errorf(api.Invalid, "%s %q is not valid; use 1 to %d letters, digits, dots, dashes and underscores, starting with a letter or digit", what, name, most)
+	}
+	return nil
+}
+
+func checkEngine(e hv.Engine) error {
+	switch e {
+	case "", hv.EngineKVM, hv.EngineProcess:
+		return nil
+	}
+	return api.Errorf(api.Invalid, "there is no engine %q; use kvm or process", e)
+}
+
+// checkVM refuses a configuration that makes no sense, whoever sent it.
+func checkVM(c *api.VMConfig) error {
+	if err := checkName("name", c.Name, maxVMName); err != nil {
+		return err
+	}
+	if c.Personality != "native" {
+		return api.Errorf(api.Invalid, "there is no personality %q; use native", c.Personality)
+	}
+	if err := checkEngine(c.Engine); err != nil {
+		return err
+	}
+	if err := api.CheckMemory(c.MemoryBytes, api.MinMemory); err != nil {
+		return err
+	}
+	if c.CPU < 0 || c.CPU > maxCPU || c.CPU > 0 && c.CPU < fence.MinCPU || c.CPU != c.CPU {
+		return api.Errorf(api.Invalid, "a CPU cap of %g cores cannot be kept; give %g to %d, or 0 for none", c.CPU, fence.MinCPU, maxCPU)
+	}
+	if !filepath.IsAbs(c.Program) {
+		return api.Errorf(api.Invalid, "program %q is no absolute path", c.Program)
+	}
+	if len(c.Disks) > maxDisks {
+		return api.Errorf(api.Invalid, "%d disks are too many; a VM can have %d", len(c.Disks), maxDisks)
+	}
+	seen := map[api.DiskRef]bool{}
+	for _, r := range c.Disks {
+		r.ReadOnly = false
+		if seen[r] {
+			return api.Errorf(api.Invalid, "disk %s/%s is given twice", r.Driver, r.Disk)
+		}
+		seen[r] = true
+	}
+	for _, kv := range c.Env {
+		if name, _, ok := strings.Cut(kv, "="); !ok || name == "" || strings.ContainsRune(kv, 0) {
+			return api.Errorf(api.Invalid, "environment %q is not of the form NAME=value", kv)
+		}
+	}
+	for _, a := range c.Args {
+		if strings.ContainsRune(a, 0) {
+			return api.Errorf(api.Invalid, "an argument contains a zero byte")
+		}
+	}
+	return nil
+}
+
+// checkDriver refuses a configuration that makes no sense, and fills in what was left out.
+func checkDriver(c *api.DriverConfig) error {
+	if c.Type != "blk" {
+		return api.Errorf(api.Invalid, "there is no driver of type %q; use blk", c.Type)
+	}
+	if err := checkName("name", c.Name, maxDriverName); err != nil {
+		return err
+	}
+	if err := checkEngine(c.Engine); err != nil {
+		return err
+	}
+	if err := api.CheckMemory(c.MemoryBytes, blk.MinMemory); err != nil {
+		return err
+	}
+	if c.HeartbeatMs == 0 {
+		c.HeartbeatMs = int(reincarnation.DefaultPeriod / time.Millisecond)
+	}
+	if p := time.Duration(c.HeartbeatMs) * time.Millisecond; p < reincarnation.MinPeriod || p > reincarnation.MaxPeriod {
+		return api.Errorf(api.Invalid, "a heartbeat period of %v cannot be kept; give %v to %v", p, reincarnation.MinPeriod, reincarnation.MaxPeriod)
+	}
+	switch {
+	case len(c.Disks) == 0:
+		return api.Errorf(api.Invalid, "a block driver needs a disk; give one with --disk ID=PATH")
+	case len(c.Disks) > maxDisks:
+		return api.Errorf(api.Invalid, "%d disks are too many; a driver can have %d", len(c.Disks), maxDisks)
+	}
+	seen := map[string]bool{}
+	for _, k := range c.Disks {
+		if err := checkName("disk ID", k.ID, maxDiskID); err != nil {
+			return err
+		}
+		if seen[k.ID] {
+			return api.Errorf(api.Invalid, "disk ID %s is given twice", k.ID)
+		}
+		seen[k.ID] = true
+		if !filepath.IsAbs(k.Path) {
+			return api.Errorf(api.Invalid, "disk %s: %q is no absolute path", k.ID, k.Path)
+		}
+	}
+	return nil
+}
+
+func quoted(names []string) string {
+	if len(names) == 0 {
+		return "none"
+	}
+	return strings.Join(names, ", ")
+}

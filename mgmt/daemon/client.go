@@ -1,0 +1,175 @@
+package daemon
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/grailos/grail/hv"
+	"github.com/grailos/grail/mgmt/api"
+)
+
+// client is one client's end of a disk, as graild keeps it to attach it to one driver instance after the other.
+type client struct {
+	att   hv.Attachment // descriptor fields index files
+	files []*os.File    // owned
+	kinds []fileKind    // of files
+
+	attaching sync.Mutex // held during an attach
+
+	mu   sync.Mutex
+	on   *driverInstance // that serves it, or nil
+	err  string          // why the present instance refused it
+	dead bool            // the present instance found its ring broken
+}
+
+// newClient takes over files. Attachments come from other processes: the indices are checked.
+func newClient(att hv.Attachment, files []*os.File) (*client, error) {
+	var bad error
+	att.Descriptors(func(fd *int) {
+		if *fd >= len(files) {
+			bad = fmt.Errorf("attachment %d names descriptor %d of %d", att.ID, *fd, len(files))
+		}
+	})
+	if bad != nil {
+		return nil, bad
+	}
+	c := &client{att: att, files: files}
+	for _, f := range files {
+		c.kinds = append(c.kinds, kindOf(f))
+	}
+	return c, nil
+}
+
+// fileKind says what graild may do with a descriptor that came from somewhere else without ever blocking on it.
+type fileKind int
+
+const (
+	otherFile  fileKind = iota // nothing
+	memoryFile                 // read
+	bellFile                   // write, when it polls writable
+)
+
+func kindOf(f *os.File) fileKind {
+	fd := rawFD(f)
+	if target, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd)); err == nil && target == "anon_inode:[eventfd]" {
+		return bellFile
+	}
+	var st unix.Statfs_t
+	if unix.Fstatfs(fd, &st) == nil && (st.Type == unix.TMPFS_MAGIC || st.Type == unix.HUGETLBFS_MAGIC) {
+		return memoryFile
+	}
+	return otherFile
+}
+
+func (c *client) close() {
+	for _, f := range c.files {
+		f.Close()
+	}
+}
+
+// inSpec returns the attachment as it stands in the Spec of a grailvm started with l.
+func (c *client) inSpec(l *hv.Launch) hv.Attachment {
+	att := cloneAttachment(c.att)
+	att.Descriptors(func(fd *int) { *fd = l.Add(c.files[*fd]) })
+	return att
+}
+
+func cloneAttachment(a hv.Attachment) hv.Attachment {
+	a.Regions = append([]hv.AttachMem(nil), a.Regions...)
+	a.Queues = append([]hv.AttachRing(nil), a.Queues...)
+	return a
+}
+
+// fds returns the descriptors in the order of files.
+func (c *client) fds() []int { return rawFDs(c.files) }
+
+// rawFDs returns descriptor numbers without changing whether the files block, which File.Fd may.
+func rawFDs(files []*os.File) []int {
+	fds := make([]int, len(files))
+	for i, f := range files {
+		fds[i] = rawFD(f)
+	}
+	return fds
+}
+
+// rawFD returns -1 for a closed file.
+func rawFD(f *os.File) int {
+	n := -1
+	if c, err := f.SyscallConn(); err == nil {
+		_ = c.Control(func(fd uintptr) { n = int(fd) })
+	}
+	return n
+}
+
+// pending reports whether a ring of the client has requests that are not completed. Both indices are written by others
+// and only compared. The memory is read and not mapped, so that a client which shrinks it harms nobody.
+func (c *client) pending() bool {
+	for i := range c.att.Queues {
+		q := &c.att.Queues[i]
+		// The index follows 16 bits of flags in both rings (virtio 1.2 §2.7.6, §2.7.8).
+		avail, ok1 := c.read16(q.Avail + 2)
+		used, ok2 := c.read16(q.Used + 2)
+		if ok1 && ok2 && avail != used {
+			return true
+		}
+	}
+	return false
+}
+
+// read16 reads two bytes at an address of the client.
+func (c *client) read16(addr uint64) (uint16, bool) {
+	for _, r := range c.att.Regions {
+		if addr < r.Base || r.Size < 2 || addr-r.Base > r.Size-2 || r.FD < 0 {
+			continue
+		}
+		if c.kinds[r.FD] != memoryFile {
+			return 0, false
+		}
+		var b [2]byte
+		n, err := unix.Pread(rawFD(c.files[r.FD]), b[:], int64(r.Offset+(addr-r.Base)))
+		return binary.LittleEndian.Uint16(b[:]), err == nil && n == len(b)
+	}
+	return 0, false
+}
+
+// kick rings the driver's doorbells of the client.
+func (c *client) kick() {
+	for i := range c.att.Queues {
+		c.ring(c.att.Queues[i].Kick)
+	}
+}
+
+// call rings the client's own doorbells: what its former driver completed it may not have been told.
+func (c *client) call() {
+	for i := range c.att.Queues {
+		c.ring(c.att.Queues[i].Call)
+	}
+}
+
+// ring adds one to an eventfd. A full one is rung already.
+func (c *client) ring(fd int) {
+	if fd < 0 || c.kinds[fd] != bellFile {
+		return
+	}
+	poll := []unix.PollFd{{Fd: int32(rawFD(c.files[fd])), Events: unix.POLLOUT}}
+	if n, err := unix.Poll(poll, 0); err != nil || n != 1 {
+		return
+	}
+	_, _ = unix.Write(int(poll[0].Fd), binary.NativeEndian.AppendUint64(nil, 1))
+}
+
+// binding describes the client.
+func (c *client) binding(present *driverInstance) api.Binding {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	b := api.Binding{ID: c.att.ID, Name: c.att.Client, Disk: c.att.Disk, ReadOnly: c.att.ReadOnly,
+		Queues: len(c.att.Queues), Attached: c.on != nil && c.on == present, Error: c.err}
+	if c.dead {
+		b.Attached, b.Error = false, "it broke the rules of its ring and is no longer served"
+	}
+	return b
+}

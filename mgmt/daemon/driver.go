@@ -1,0 +1,279 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/grailos/grail/drivervms/blk"
+	"github.com/grailos/grail/hv"
+	"github.com/grailos/grail/mgmt/api"
+	"github.com/grailos/grail/mgmt/reincarnation"
+	"github.com/grailos/grail/mgmt/store"
+)
+
+// driver is a driver VM: a sequence of instances over the same devices and clients. Its loop alone starts and ends
+// instances.
+type driver struct {
+	d *Daemon
+
+	mu       sync.Mutex
+	rec      store.Driver
+	backings []*backing
+	state    api.State
+	message  string
+	inst     *driverInstance // the present one, also while it starts and ends
+	clients  map[uint64]*client
+	changed  chan struct{} // closed and replaced whenever state or inst changes
+	injected injection
+	planned  bool // the present instance is being replaced on request
+	backoff  reincarnation.Backoff
+
+	stop     chan struct{} // closed to end the driver for good
+	stopOnce sync.Once
+	hurry    chan struct{} // ends a back-off
+	stopped  chan struct{} // closed by the loop
+}
+
+// injection is a crash on request.
+type injection struct {
+	how string
+	at  time.Time
+}
+
+func (d *Daemon) newDriver(rec *store.Driver) *driver {
+	return &driver{d: d, rec: *rec, state: api.Starting, clients: map[uint64]*client{}, changed: make(chan struct{}),
+		stop: make(chan struct{}), hurry: make(chan struct{}, 1), stopped: make(chan struct{})}
+}
+
+// set changes the state and wakes whoever waits for that. The caller holds dr.mu.
+func (dr *driver) set(s api.State, message string) {
+	dr.state, dr.message = s, message
+	close(dr.changed)
+	dr.changed = make(chan struct{})
+}
+
+// waitFor returns when ok holds, which is called with dr.mu held.
+func (dr *driver) waitFor(ctx context.Context, ok func() bool) error {
+	for {
+		dr.mu.Lock()
+		if ok() {
+			dr.mu.Unlock()
+			return nil
+		}
+		changed := dr.changed
+		dr.mu.Unlock()
+		select {
+		case <-changed:
+		case <-dr.stopped:
+			return api.Errorf(api.NotFound, "driver %s was removed", dr.name())
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// name is fixed for the driver's life.
+func (dr *driver) name() string { return dr.rec.Config.Name }
+
+// device describes one of the driver's disks.
+func (dr *driver) device(id string) (blk.Device, error) {
+	dr.mu.Lock()
+	defer dr.mu.Unlock()
+	var have []string
+	for _, b := range dr.backings {
+		if b.id == id {
+			return b.device(), nil
+		}
+		have = append(have, b.id)
+	}
+	return blk.Device{}, api.Errorf(api.NotFound, "driver %s has no disk %q; it has %s", dr.name(), id, quoted(have))
+}
+
+// attach adds a client and returns when the present instance serves it. A client that cannot be attached is not kept;
+// its files are the caller's either way.
+func (dr *driver) attach(ctx context.Context, c *client) error {
+	dr.mu.Lock()
+	dr.clients[c.att.ID] = c
+	dr.mu.Unlock()
+	for {
+		var inst *driverInstance
+		err := dr.waitFor(ctx, func() bool { inst = dr.inst; return dr.state == api.Ready })
+		if err != nil {
+			dr.forget(c)
+			return fmt.Errorf("attach to driver %s: %w", dr.name(), err)
+		}
+		err = inst.attach(c)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, errTimeout):
+			inst.declareHung(time.Now())
+		case !inst.gone() && !errors.Is(err, hv.ErrClosed):
+			dr.forget(c)
+			return fmt.Errorf("attach to driver %s: %w", dr.name(), err)
+		}
+		// The instance died under it: the loop attaches it to the next one.
+		select {
+		case <-inst.ended:
+		case <-ctx.Done():
+		}
+		if err := dr.waitFor(ctx, func() bool { return dr.inst != inst }); err != nil {
+			dr.forget(c)
+			return fmt.Errorf("attach to driver %s: %w", dr.name(), err)
+		}
+	}
+}
+
+func (dr *driver) forget(c *client) {
+	dr.mu.Lock()
+	defer dr.mu.Unlock()
+	delete(dr.clients, c.att.ID)
+}
+
+// detach ends the service for a client and forgets it. Its files stay the caller's.
+func (dr *driver) detach(c *client) {
+	dr.mu.Lock()
+	delete(dr.clients, c.att.ID)
+	inst := dr.inst
+	dr.mu.Unlock()
+	c.mu.Lock()
+	served := inst != nil && c.on == inst
+	c.on = nil
+	c.mu.Unlock()
+	if !served {
+		return
+	}
+	if err := inst.detach(c.att.ID); err != nil && !inst.gone() {
+		dr.d.log.Warn("detach", "driver", dr.name(), "attachment", c.att.ID, "error", err)
+	}
+}
+
+// clientList returns the clients by ID. The caller holds dr.mu.
+func (dr *driver) clientList() []*client {
+	list := make([]*client, 0, len(dr.clients))
+	for _, id := range slices.Sorted(maps.Keys(dr.clients)) {
+		list = append(list, dr.clients[id])
+	}
+	return list
+}
+
+// kill ends the driver for good and returns when its process is gone.
+func (dr *driver) kill() {
+	dr.stopOnce.Do(func() { close(dr.stop) })
+	<-dr.stopped
+}
+
+// crash makes the present instance fail.
+func (dr *driver) crash(how string) error {
+	dr.mu.Lock()
+	inst, state := dr.inst, dr.state
+	if state != api.Ready {
+		dr.mu.Unlock()
+		return api.Errorf(api.Busy, "driver %s is %s and cannot be crashed now; try again when it is ready", dr.name(), state)
+	}
+	dr.injected = injection{how: how, at: time.Now()}
+	dr.mu.Unlock()
+	var err error
+	switch how {
+	case "kill":
+		err = inst.proc.Kill()
+	case "fault", "hang":
+		err = inst.inject(how)
+	default:
+		err = api.Errorf(api.Invalid, "a driver can be crashed by kill, fault or hang, not %q", how)
+	}
+	if err != nil {
+		dr.mu.Lock()
+		dr.injected = injection{}
+		dr.mu.Unlock()
+	}
+	return err
+}
+
+// restart replaces the present instance, after what is in flight is done.
+func (dr *driver) restart(ctx context.Context) error {
+	dr.mu.Lock()
+	dr.backoff.Reset()
+	if dr.state != api.Ready {
+		dr.mu.Unlock()
+		select {
+		case dr.hurry <- struct{}{}:
+		default:
+		}
+		return dr.waitFor(ctx, func() bool { return dr.state == api.Ready })
+	}
+	inst := dr.inst
+	clients := dr.clientList()
+	dr.planned = true
+	dr.set(api.Recovering, "restart on request")
+	dr.mu.Unlock()
+	for _, c := range clients {
+		c.mu.Lock()
+		served := c.on == inst
+		c.mu.Unlock()
+		if served {
+			_ = inst.detach(c.att.ID) // what cannot be drained is replayed
+		}
+	}
+	_ = inst.proc.Kill()
+	return dr.waitFor(ctx, func() bool { return dr.inst != inst && dr.state == api.Ready })
+}
+
+// close releases the devices, after the loop has ended.
+func (dr *driver) close() {
+	for _, b := range dr.backings {
+		b.file.Close()
+	}
+}
+
+// view describes the driver.
+func (dr *driver) view() api.Driver {
+	dr.mu.Lock()
+	v := api.Driver{DriverConfig: dr.rec.Config, State: dr.state, Message: dr.message, Generation: dr.rec.Generation,
+		EngineUsed: dr.rec.Engine, Created: dr.rec.Created, Started: dr.rec.Started, Crashes: dr.rec.Crashes,
+		Notes: slices.Clone(dr.rec.Notes), Clients: []api.Binding{}, Logs: dr.d.logsOf(dr.name())}
+	inst := dr.inst
+	if inst != nil && !inst.gone() {
+		v.PID = inst.proc.PID
+	}
+	clients := dr.clientList()
+	v.Disks = slices.Clone(v.Disks)
+	for i := range v.Disks {
+		for _, b := range dr.backings {
+			if b.id == v.Disks[i].ID {
+				v.Disks[i].Bytes = b.size
+			}
+		}
+	}
+	dr.mu.Unlock()
+	for _, c := range clients {
+		v.Clients = append(v.Clients, c.binding(inst))
+	}
+	return v
+}
+
+// logsOf returns the console logs that hold something, older first.
+func (d *Daemon) logsOf(name string) []string {
+	type log struct {
+		path string
+		at   time.Time
+	}
+	var logs []log
+	for _, p := range d.logPaths(name) {
+		if st, err := os.Stat(p); err == nil && st.Size() > 0 {
+			logs = append(logs, log{p, st.ModTime()})
+		}
+	}
+	slices.SortStableFunc(logs, func(a, b log) int { return a.at.Compare(b.at) })
+	paths := []string{}
+	for _, l := range logs {
+		paths = append(paths, l.path)
+	}
+	return paths
+}

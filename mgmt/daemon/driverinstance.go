@@ -1,0 +1,196 @@
+package daemon
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/grailos/grail/drivervms/blk"
+	"github.com/grailos/grail/hv"
+	"github.com/grailos/grail/hv/abi"
+	"github.com/grailos/grail/mgmt/engine"
+	"github.com/grailos/grail/mgmt/place"
+)
+
+// driverInstance is one instance of a driver VM.
+type driverInstance struct {
+	*instance
+	status     *os.File // abi.StatusSize bytes, written by the guest
+	hostStatus *os.File // see hv.Spec.HostStatus
+	hung       chan struct{}
+	hungSince  atomic.Int64 // Unix nanoseconds of the last sign of life, set before hung is closed
+	hungOnce   atomic.Bool
+}
+
+// Names of the descriptors that a driver's grailvm keeps for the next graild, as Disk of pseudo-attachments.
+const (
+	keepStatus  = "status"
+	keepBacking = "backing:" // + disk ID
+)
+
+// launchDriver starts the next instance of a driver.
+func (d *Daemon) launchDriver(dr *driver, generation int) (_ *driverInstance, err error) {
+	cfg := dr.rec.Config
+	vmm, err := place.Program("grailvm")
+	if err != nil {
+		return nil, err
+	}
+	path, err := place.Program("drivers/" + cfg.Type)
+	if err != nil {
+		return nil, err
+	}
+	program, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer program.Close()
+	chosen, kvm, _, err := engine.Choose(cfg.Engine)
+	if err != nil {
+		return nil, err
+	}
+	if kvm != nil {
+		defer kvm.Close()
+	}
+	inst := &driverInstance{hung: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			inst.closePages()
+		}
+	}()
+	if inst.status, err = hv.NewMemory("grail-status", abi.StatusSize); err != nil {
+		return nil, err
+	}
+	if inst.hostStatus, err = hv.NewMemory("grail-host-status", 4096); err != nil {
+		return nil, err
+	}
+
+	l := hv.NewLaunch(vmm, hv.Driver, cfg.Name)
+	l.Spec.Engine = chosen
+	l.Spec.KVM = l.Add(kvm)
+	l.Spec.Program = l.Add(program)
+	l.Spec.Argv = []string{cfg.Type}
+	l.Spec.Env = blk.Env
+	l.Spec.MemoryBytes = cfg.MemoryBytes
+	l.Spec.HostStatus = l.Add(inst.hostStatus)
+	l.Spec.Caps = []hv.CapSpec{
+		{Kind: abi.CapControl, Name: "control", Rights: abi.RightRead | abi.RightWrite, FD: -1},
+		{Kind: abi.CapStatus, Name: "status", Rights: abi.RightRead | abi.RightWrite, FD: l.Add(inst.status), Size: abi.StatusSize},
+	}
+	l.Spec.Attachments = []hv.Attachment{{Disk: keepStatus, Log: -1, Regions: []hv.AttachMem{
+		{FD: l.Add(inst.status), Size: abi.StatusSize}, {FD: l.Add(inst.hostStatus), Size: 4096},
+	}}}
+	for _, b := range dr.backings {
+		rights := abi.RightRead | abi.RightWrite
+		if b.readOnly {
+			rights = abi.RightRead
+		}
+		l.Spec.Caps = append(l.Spec.Caps, hv.CapSpec{Kind: abi.CapDevice, Name: b.id, Rights: rights, FD: l.Add(b.file), Size: b.size})
+		l.Spec.Attachments = append(l.Spec.Attachments, hv.Attachment{Disk: keepBacking + b.id, Log: -1,
+			ReadOnly: b.readOnly, Regions: []hv.AttachMem{{FD: l.Add(b.file), Size: b.size}}})
+	}
+	if inst.instance, err = d.launch(l, roleDriver, generation, false); err != nil {
+		return nil, err
+	}
+	return inst, nil
+}
+
+func (i *driverInstance) closePages() {
+	for _, f := range []*os.File{i.status, i.hostStatus} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
+
+// read64 reads a counter from a page; 0 when it cannot be read.
+func read64(f *os.File, offset int64) uint64 {
+	var b [8]byte
+	if f == nil {
+		return 0
+	}
+	if n, err := unix.Pread(rawFD(f), b[:], offset); err != nil || n != len(b) {
+		return 0
+	}
+	return binary.LittleEndian.Uint64(b[:])
+}
+
+func (i *driverInstance) beat() uint64     { return read64(i.status, abi.StatusBeat) }
+func (i *driverInstance) requests() uint64 { return read64(i.status, abi.StatusRequests) }
+func (i *driverInstance) hostBusy() bool   { return read64(i.hostStatus, 0) != 0 }
+
+// declareHung makes the driver's loop replace the instance. since is its last sign of life.
+func (i *driverInstance) declareHung(since time.Time) {
+	if i.hungOnce.CompareAndSwap(false, true) {
+		i.hungSince.Store(since.UnixNano())
+		close(i.hung)
+	}
+}
+
+// waitReady returns when the driver's program takes attachments.
+func (i *driverInstance) waitReady(timeout time.Duration) (*hv.Status, error) {
+	deadline := time.Now().Add(timeout)
+	pause := 500 * time.Microsecond
+	for {
+		st, err := i.instance.status(time.Until(deadline))
+		switch {
+		case err != nil && (i.gone() || errors.Is(err, hv.ErrClosed)):
+			i.awaitEnd() // its end says more than the broken connection
+			return nil, errEnded
+		case err != nil:
+			return nil, err
+		case st.State == hv.StateReady:
+			return st, nil
+		case time.Now().After(deadline):
+			return nil, fmt.Errorf("the driver's program was not ready within %v", timeout)
+		}
+		select {
+		case <-i.ended:
+			return nil, errEnded
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, 5*time.Millisecond)
+	}
+}
+
+// errEnded reports that the instance ended while it was waited for.
+var errEnded = errors.New("the driver ended while it started")
+
+// attach makes the instance serve c, unless it does already.
+func (i *driverInstance) attach(c *client) error {
+	c.attaching.Lock()
+	defer c.attaching.Unlock()
+	c.mu.Lock()
+	served := c.on == i
+	c.mu.Unlock()
+	if served {
+		return nil
+	}
+	att := cloneAttachment(c.att)
+	_, got, err := i.call(hv.Request{Op: hv.OpAttach, ID: att.ID, Attachment: &att}, attachTimeout, c.fds()...)
+	closeFDs(got)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.on, c.err, c.dead = nil, "", false
+	if err != nil {
+		c.err = err.Error()
+		return err
+	}
+	c.on = i
+	return nil
+}
+
+// detach ends the service for c; by force when the driver does not let go of it in time.
+func (i *driverInstance) detach(id uint64) error {
+	_, got, err := i.call(hv.Request{Op: hv.OpDetach, ID: id}, detachTimeout)
+	closeFDs(got)
+	if err != nil && !i.gone() {
+		_, got, err = i.call(hv.Request{Op: hv.OpRevoke, ID: id}, detachTimeout)
+		closeFDs(got)
+	}
+	return err
+}

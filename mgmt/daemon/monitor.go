@@ -1,0 +1,111 @@
+package daemon
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/grailos/grail/mgmt/reincarnation"
+)
+
+// How the first completed request after a recovery is looked for.
+const (
+	firstPause = 200 * time.Microsecond
+	firstLimit = 5 * time.Second
+)
+
+// monitor watches an instance that serves: its heartbeat, and its first completed request for the record of the
+// recovery that it is part of, if any. stop returns when nothing is watched any more.
+func (dr *driver) monitor(inst *driverInstance, rec *recovery) (stop func()) {
+	quit := make(chan struct{})
+	var wg sync.WaitGroup
+	if rec != nil {
+		wg.Go(func() {
+			dr.awaitFirst(inst, rec, quit)
+			rec.complete()
+		})
+	}
+	wg.Go(func() { dr.watchBeat(inst, quit) })
+	return func() {
+		close(quit)
+		wg.Wait()
+	}
+}
+
+// awaitFirst takes the time of the instance's first completed request, if requests wait for it.
+func (dr *driver) awaitFirst(inst *driverInstance, rec *recovery, quit <-chan struct{}) {
+	limit := time.Now().Add(firstLimit)
+	for {
+		if inst.requests() > 0 {
+			rec.crash.First = time.Now()
+			return
+		}
+		if time.Now().After(limit) || len(dr.pendingClients(inst)) == 0 && inst.requests() == 0 {
+			return
+		}
+		select {
+		case <-quit:
+			return
+		case <-time.After(firstPause):
+		}
+	}
+}
+
+// watchBeat declares the instance hung when it is.
+func (dr *driver) watchBeat(inst *driverInstance, quit <-chan struct{}) {
+	dr.mu.Lock()
+	h := reincarnation.Heartbeat{Period: time.Duration(dr.rec.Config.HeartbeatMs) * time.Millisecond}
+	dr.mu.Unlock()
+	tick := time.NewTicker(h.Interval())
+	defer tick.Stop()
+	var threads schedule
+	for {
+		select {
+		case <-quit:
+			return
+		case <-inst.ended:
+			return
+		case <-inst.hung:
+			return
+		case <-tick.C:
+		}
+		pending := dr.pendingClients(inst)
+		sample := reincarnation.Sample{Beat: inst.beat(), Busy: inst.hostBusy(), Pending: len(pending) > 0}
+		switch h.Observe(time.Now(), sample, func() time.Duration { return threads.starved() }) {
+		case reincarnation.Suspect:
+			threads.begin(inst.proc.PID)
+			for _, c := range pending {
+				c.kick()
+			}
+		case reincarnation.Hung:
+			if dr.confirm(inst, pending) {
+				inst.declareHung(h.Since())
+				return
+			}
+		}
+	}
+}
+
+// confirm asks the VM's process which clients the driver serves. A client whose ring was found broken is not served, and
+// its requests stay pending for ever: that is no hang.
+func (dr *driver) confirm(inst *driverInstance, pending []*client) bool {
+	st, err := inst.instance.status(callTimeout)
+	if inst.gone() {
+		return false // the loop finds out more
+	}
+	if err != nil {
+		return true
+	}
+	served := 0
+	for _, c := range pending {
+		if slices.Contains(st.Attached, c.att.ID) {
+			served++
+			continue
+		}
+		c.mu.Lock()
+		c.dead = true
+		c.mu.Unlock()
+		dr.d.log.Warn("client broke the rules of its ring", "driver", dr.name(), "client", c.att.Client, "disk", c.att.Disk, "driver said", st.Dead)
+	}
+	return served > 0
+}

@@ -1,0 +1,344 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/grailos/grail/hv"
+	"github.com/grailos/grail/hv/abi"
+	"github.com/grailos/grail/mgmt/api"
+	"github.com/grailos/grail/mgmt/store"
+)
+
+// startTimeout is how long a driver's program may take until it is ready: engine process on a busy host is slow.
+const startTimeout = 20 * time.Second
+
+// failedStartPause is the shortest time between two attempts to start a driver that did not start at all.
+const failedStartPause = time.Second
+
+// ending says how and when an instance ended.
+type ending struct {
+	report                     *hv.Report
+	crashed, detected, stopped time.Time
+}
+
+// run is the driver's life: instance after instance. inst is an adopted one, or nil to start one; rec is the unfinished
+// record of how the last one ended, or nil.
+func (dr *driver) run(inst *driverInstance, rec *recovery) {
+	defer close(dr.stopped)
+	defer func() { rec.complete() }()
+	for {
+		var err error
+		if inst == nil {
+			inst, err = dr.next(rec)
+		}
+		var end *ending
+		if err == nil {
+			end, err = dr.serve(inst, rec)
+		}
+		if dr.stopping() {
+			return
+		}
+		rec.complete()
+		rec = nil
+		var wait time.Duration
+		var why string
+		if end != nil {
+			rec, wait = dr.died(inst, end)
+			why = "it keeps failing: " + describe(end.report)
+		} else {
+			dr.mu.Lock()
+			wait = max(dr.backoff.Died(0, false), failedStartPause)
+			dr.mu.Unlock()
+			why = err.Error()
+			dr.d.log.Error("driver does not start", "driver", dr.name(), "error", err, "next", wait)
+		}
+		inst = nil
+		if wait > 0 && !dr.rest(wait, why) {
+			return
+		}
+	}
+}
+
+// stopping reports whether the loop is to end: for good, which the state then says, or because graild ends, and leaves
+// the instance to the next one.
+func (dr *driver) stopping() bool {
+	select {
+	case <-dr.d.closing:
+		return true
+	case <-dr.stop:
+		dr.mu.Lock()
+		dr.set(api.Exited, "")
+		dr.mu.Unlock()
+		return true
+	default:
+		return false
+	}
+}
+
+// rest waits out a back-off and reports whether the driver is still wanted.
+func (dr *driver) rest(wait time.Duration, why string) bool {
+	dr.mu.Lock()
+	dr.set(api.BackOff, fmt.Sprintf("%s; next attempt %v after that, or now with grailctl driver restart %s", why, wait, dr.name()))
+	dr.mu.Unlock()
+	t := time.NewTimer(wait)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-dr.hurry:
+	case <-dr.stop:
+	case <-dr.d.closing:
+	}
+	return !dr.stopping()
+}
+
+// next starts the next instance.
+func (dr *driver) next(rec *recovery) (*driverInstance, error) {
+	dr.mu.Lock()
+	state := api.Starting
+	if dr.rec.Generation > 0 {
+		state = api.Recovering
+	}
+	generation := dr.rec.Generation + 1
+	dr.mu.Unlock()
+	if err := dr.reopen(); err != nil {
+		return nil, err
+	}
+	inst, err := dr.d.launchDriver(dr, generation)
+	if err != nil {
+		return nil, err
+	}
+	if rec != nil {
+		rec.crash.Launched = inst.launched
+	}
+	dr.mu.Lock()
+	dr.inst = inst
+	dr.rec.Generation, dr.rec.Engine, dr.rec.Started = generation, inst.engine, inst.launched
+	dr.rec.Process = store.Process{PID: inst.proc.PID, Start: inst.proc.StartTime(), BootID: dr.d.bootID}
+	dr.d.store.PutDriverLater(&dr.rec)
+	dr.set(state, "")
+	dr.mu.Unlock()
+	return inst, nil
+}
+
+// serve brings an instance up, watches it and returns how it ended; nil and an error when it never served for a reason
+// that another instance would meet as well; nil and nil when the driver is to stop. Its process is gone afterwards.
+func (dr *driver) serve(inst *driverInstance, rec *recovery) (*ending, error) {
+	leave := false
+	defer func() {
+		if !leave {
+			inst.end()
+			inst.close()
+		}
+		inst.closePages()
+	}()
+	up := make(chan error, 1)
+	go func() { up <- dr.bringUp(inst, rec) }()
+	var err error
+	select {
+	case err = <-up:
+	case <-dr.stop:
+		inst.end()
+		<-up
+		return nil, nil
+	case <-dr.d.closing:
+		leave = true
+		return nil, nil
+	}
+	if err != nil && !errors.Is(err, errEnded) {
+		return nil, err
+	}
+	unwatch := func() {}
+	if err == nil {
+		unwatch = dr.monitor(inst, rec)
+	}
+	select {
+	case <-inst.ended:
+	case <-inst.hung:
+	case <-dr.stop:
+	case <-dr.d.closing:
+		leave = true
+		unwatch()
+		return nil, nil
+	}
+	detected := time.Now()
+	inst.end()
+	stopped := time.Now()
+	unwatch()
+
+	r := readReport(inst.report, dr.name())
+	if m := dr.d.vmmError(dr.name()); r.Cause == hv.CauseKilled && m != "" {
+		r.Message = m
+	}
+	if err != nil && (r.Cause == hv.CauseSetup || r.Cause == hv.CauseEngine) {
+		return nil, errors.New(describe(r))
+	}
+	return dr.judge(inst, r, detected, stopped), nil
+}
+
+// judge corrects a report by what graild knows better.
+func (dr *driver) judge(inst *driverInstance, r *hv.Report, detected, stopped time.Time) *ending {
+	dr.mu.Lock()
+	inj := dr.injected
+	dr.mu.Unlock()
+	e := &ending{report: r, crashed: r.Ended, detected: detected, stopped: stopped}
+	hung := false
+	select {
+	case <-inst.hung:
+		hung = true
+	default:
+	}
+	switch {
+	case hung:
+		r.Cause, r.Message = hv.CauseHang, "the heartbeat stood still with work pending"
+		e.crashed = time.Unix(0, inst.hungSince.Load())
+	case r.Cause == hv.CauseKilled && inj.how == "kill":
+		r.Message = "the VM's process was killed on request"
+		e.crashed = inj.at
+	case r.Cause == hv.CauseKilled:
+		e.crashed = detected
+	}
+	if e.crashed.IsZero() || e.crashed.After(detected) {
+		e.crashed = detected
+	}
+	return e
+}
+
+// bringUp waits until the instance is ready and attaches every client.
+func (dr *driver) bringUp(inst *driverInstance, rec *recovery) error {
+	st, err := inst.waitReady(startTimeout)
+	if err != nil {
+		return err
+	}
+	dr.keepServed(inst, st.Attached)
+	tried := map[*client]bool{}
+	for {
+		dr.mu.Lock()
+		todo := slices.DeleteFunc(dr.clientList(), func(c *client) bool { return tried[c] })
+		if len(todo) == 0 {
+			if rec != nil {
+				rec.crash.Attached = time.Now()
+			}
+			dr.set(api.Ready, "")
+			dr.mu.Unlock()
+			return nil
+		}
+		dr.mu.Unlock()
+		for _, c := range todo {
+			tried[c] = true
+			err := inst.attach(c)
+			switch {
+			case err == nil:
+				// Both sides look again: either may have missed the other's last doorbell.
+				c.call()
+				c.kick()
+			case inst.gone() || errors.Is(err, hv.ErrClosed) || errors.Is(err, unix.ECONNREFUSED):
+				inst.awaitEnd()
+				return errEnded
+			case errors.Is(err, errTimeout):
+				return fmt.Errorf("attaching client %s took longer than %v", c.att.Client, attachTimeout)
+			default:
+				dr.d.log.Error("attach", "driver", dr.name(), "client", c.att.Client, "disk", c.att.Disk, "error", err)
+			}
+		}
+	}
+}
+
+// keepServed takes note of what an adopted instance serves already, and ends what nobody wants any more.
+func (dr *driver) keepServed(inst *driverInstance, served []uint64) {
+	dr.mu.Lock()
+	var stray []uint64
+	for _, id := range served {
+		if c := dr.clients[id]; c != nil {
+			c.mu.Lock()
+			c.on = inst
+			c.mu.Unlock()
+		} else {
+			stray = append(stray, id)
+		}
+	}
+	dr.mu.Unlock()
+	for _, id := range stray {
+		if err := inst.detach(id); err != nil {
+			dr.d.log.Warn("detach of a client that is gone", "driver", dr.name(), "attachment", id, "error", err)
+		}
+	}
+}
+
+// died makes the crash record of an instance, unless it was ended to be replaced, and returns how long its successor has
+// to wait.
+func (dr *driver) died(inst *driverInstance, e *ending) (*recovery, time.Duration) {
+	dr.mu.Lock()
+	planned, inj := dr.planned, dr.injected
+	dr.planned, dr.injected = false, injection{}
+	for _, c := range dr.clients {
+		c.mu.Lock()
+		c.on = nil
+		c.mu.Unlock()
+	}
+	if planned {
+		dr.mu.Unlock()
+		_ = os.Remove(inst.report)
+		return nil, 0
+	}
+	dr.rec.Crashes++
+	wait := dr.backoff.Died(e.crashed.Sub(inst.launched), inj.how != "")
+	dr.set(api.Recovering, describe(e.report))
+	c := api.Crash{Driver: dr.name(), Generation: inst.generation, Cause: e.report.Cause, Message: describe(e.report),
+		Injected: inj.how, Clients: len(dr.clients), Crashed: e.crashed, Detected: e.detected, Stopped: e.stopped, Report: e.report}
+	dr.mu.Unlock()
+	c.ID, _ = dr.d.store.NextID()
+	dr.d.log.Warn("driver died", "driver", c.Driver, "generation", c.Generation, "cause", c.Cause, "injected", c.Injected, "why", c.Message)
+	return dr.d.newRecovery(c, inst.report), wait
+}
+
+// inject sends the driver a request to misbehave.
+func (i *driverInstance) inject(how string) error {
+	_, got, err := i.call(hv.Request{Op: hv.OpMessage, Message: &abi.Message{Type: abi.MsgInject, Text: how}}, callTimeout)
+	closeFDs(got)
+	return err
+}
+
+// awaitEnd gives a process whose connections broke a little time to be gone.
+func (i *instance) awaitEnd() {
+	select {
+	case <-i.ended:
+	case <-time.After(callTimeout):
+	}
+}
+
+// pendingClients returns the clients that inst serves and that wait for something.
+func (dr *driver) pendingClients(inst *driverInstance) []*client {
+	dr.mu.Lock()
+	list := dr.clientList()
+	dr.mu.Unlock()
+	return slices.DeleteFunc(list, func(c *client) bool {
+		c.mu.Lock()
+		served := c.on == inst && !c.dead
+		c.mu.Unlock()
+		return !served || !c.pending()
+	})
+}
+
+// describe says in one line how a run ended.
+func describe(r *hv.Report) string {
+	switch r.Cause {
+	case hv.CauseExit:
+		return fmt.Sprintf("exited with code %d", r.Code)
+	case hv.CauseSignal:
+		return "ended by signal " + unix.SignalName(unix.Signal(r.Signal))
+	case hv.CauseStop:
+		return "stopped on request"
+	case hv.CauseMemory:
+		return "used up its memory reservation"
+	}
+	if r.Message != "" {
+		return r.Message
+	}
+	return string(r.Cause)
+}

@@ -1,0 +1,326 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/grailos/grail/hv"
+	"github.com/grailos/grail/mgmt/api"
+	"github.com/grailos/grail/mgmt/engine"
+	"github.com/grailos/grail/mgmt/fence"
+	"github.com/grailos/grail/mgmt/place"
+	"github.com/grailos/grail/mgmt/store"
+	"github.com/grailos/grail/personalities/native"
+)
+
+// vm is a personality VM.
+type vm struct {
+	d *Daemon
+
+	op sync.Mutex // held by start and remove, which wait
+
+	mu      sync.Mutex
+	rec     store.VM
+	inst    *instance // of the present run, or nil
+	clients []*client // of the present run
+	fence   *fence.Fence
+	over    chan struct{} // of the present or last run: closed when its end is recorded
+}
+
+// vmmOverhead is what the VMM may use beyond the guest's memory before the memory fence ends it, in bytes.
+const vmmOverhead = 128 << 20
+
+func (d *Daemon) newVM(rec *store.VM) *vm {
+	v := &vm{d: d, rec: *rec, over: make(chan struct{})}
+	close(v.over)
+	return v
+}
+
+// name is fixed for the VM's life.
+func (v *vm) name() string { return v.rec.Config.Name }
+
+// start runs the VM with the files of a handover, which stay the caller's. It returns when the process exists.
+func (v *vm) start(ctx context.Context, files map[api.Role]*os.File) (err error) {
+	v.op.Lock()
+	defer v.op.Unlock()
+	v.mu.Lock()
+	cfg, running, generation := v.rec.Config, v.inst != nil, v.rec.Generation+1
+	v.mu.Unlock()
+	if running {
+		return api.Errorf(api.Busy, "VM %s runs already; stop it first with grailctl stop %s", cfg.Name, cfg.Name)
+	}
+	if files[api.RoleProgram] == nil {
+		return api.Errorf(api.Invalid, "no program was handed over")
+	}
+	vmm, err := place.Program("grailvm")
+	if err != nil {
+		return err
+	}
+	chosen, kvm, why, err := engine.Choose(cfg.Engine)
+	if err != nil {
+		return err
+	}
+	if kvm != nil {
+		defer kvm.Close()
+	}
+	var notes []string
+	if why != "" {
+		notes = append(notes, why)
+	}
+
+	disks, drivers, err := v.d.disksFor(cfg)
+	if err != nil {
+		return err
+	}
+	var clients []*client
+	for _, k := range disks {
+		clients = append(clients, k.client)
+	}
+	defer func() {
+		if err != nil {
+			for _, c := range clients {
+				c.close()
+			}
+		}
+	}()
+
+	l := hv.NewLaunch(vmm, hv.Personality, cfg.Name)
+	l.Spec.Engine = chosen
+	l.Spec.KVM = l.Add(kvm)
+	l.Spec.Program = l.Add(files[api.RoleProgram])
+	l.Spec.Files = l.Add(files[api.RoleFiles])
+	l.Spec.Stdin = l.Add(files[api.RoleStdin])
+	l.Spec.Stdout = l.Add(files[api.RoleStdout])
+	l.Spec.Stderr = l.Add(files[api.RoleStderr])
+	l.Spec.Argv = append([]string{cfg.Program}, cfg.Args...)
+	l.Spec.Env = native.Env(cfg.Env...)
+	l.Spec.MemoryBytes = cfg.MemoryBytes
+	for _, k := range disks {
+		k.addTo(l)
+	}
+
+	// The record comes first: if graild dies now, the next one finds the process by its tag or sees that there is none.
+	v.mu.Lock()
+	rec := v.rec
+	v.mu.Unlock()
+	rec.State, rec.Generation, rec.Engine = api.Starting, generation, chosen
+	rec.Started, rec.Ended, rec.Report, rec.Notes, rec.Process = time.Now(), time.Time{}, nil, notes, store.Process{BootID: v.d.bootID}
+	if err := v.d.store.PutVM(&rec); err != nil {
+		return err
+	}
+	_ = os.Remove(v.d.reportPath(cfg.Name, generation-1))
+	inst, err := v.d.launch(l, roleVM, generation, true)
+	if err != nil {
+		rec.State, rec.Ended = api.Exited, time.Now()
+		rec.Report = &hv.Report{Name: cfg.Name, Cause: hv.CauseSetup, Message: err.Error(), Started: rec.Started, Ended: rec.Ended}
+		v.mu.Lock()
+		v.rec = rec
+		v.mu.Unlock()
+		v.d.store.PutVMLater(&rec)
+		return err
+	}
+	rec.Process.PID, rec.Process.Start = inst.proc.PID, inst.proc.StartTime()
+	rec.State = api.Running
+	f, note := v.d.fenceIn(cfg, inst.proc.PID)
+	if note != "" {
+		rec.Notes = append(rec.Notes, note)
+	}
+	v.mu.Lock()
+	v.rec, v.inst, v.clients, v.fence, v.over = rec, inst, clients, f, make(chan struct{})
+	v.mu.Unlock()
+	v.d.store.PutVMLater(&rec)
+	v.d.background.Go(func() { v.reap(inst, clients) })
+
+	for i, c := range clients {
+		ctx, cancel := context.WithTimeout(ctx, attachTimeout)
+		aerr := drivers[i].attach(ctx, c)
+		cancel()
+		if aerr != nil {
+			v.d.log.Error("start", "vm", cfg.Name, "error", aerr)
+			_ = inst.proc.Kill()
+			<-v.ended()
+			return fmt.Errorf("VM %s: disk %s: %w", cfg.Name, c.att.Disk, aerr)
+		}
+	}
+	return nil
+}
+
+// disksFor makes the client's ends of a VM's disks and names the drivers that serve them.
+func (d *Daemon) disksFor(cfg api.VMConfig) (disks []*disk, drivers []*driver, err error) {
+	defer func() {
+		if err != nil {
+			for _, k := range disks {
+				k.client.close()
+			}
+		}
+	}()
+	names := capNames(cfg.Disks)
+	for i, ref := range cfg.Disks {
+		dr, err := d.driver(ref.Driver)
+		if err != nil {
+			return disks, nil, err
+		}
+		dev, err := dr.device(ref.Disk)
+		if err != nil {
+			return disks, nil, err
+		}
+		k, err := d.newDisk(cfg.Name, ref, dev, names[i])
+		if err != nil {
+			return disks, nil, err
+		}
+		disks, drivers = append(disks, k), append(drivers, dr)
+	}
+	return disks, drivers, nil
+}
+
+// fenceIn puts the VM's process into a cgroup and returns it, or says what is not enforced and why.
+func (d *Daemon) fenceIn(cfg api.VMConfig, pid int) (*fence.Fence, string) {
+	f, err := fence.New(d.fenceGroup(), cfg.Name, fence.Limits{CPU: cfg.CPU, MemoryBytes: cfg.MemoryBytes + vmmOverhead})
+	if err == nil {
+		if err = f.Add(pid); err == nil {
+			return f, ""
+		}
+		_ = f.Delete()
+	}
+	if cfg.CPU > 0 {
+		return nil, fmt.Sprintf("the CPU cap of %g cores is not enforced: %v", cfg.CPU, err)
+	}
+	return nil, fmt.Sprintf("no memory fence around the VM's process: %v", err)
+}
+
+func (d *Daemon) fenceGroup() string { return "grail-" + d.store.ID }
+
+// reap waits for the end of a run, frees what it had and records how it ended.
+func (v *vm) reap(inst *instance, clients []*client) {
+	select {
+	case <-inst.ended:
+	case <-v.d.closing: // the next graild adopts it
+		return
+	}
+	for _, c := range clients {
+		if dr, err := v.d.driver(c.att.Driver); err == nil {
+			dr.detach(c)
+		}
+		c.close()
+	}
+	r := readReport(inst.report, v.name())
+	if m := v.d.vmmError(v.name()); r.Cause == hv.CauseKilled && m != "" {
+		r.Message = m
+	}
+	inst.close()
+	v.mu.Lock()
+	if err := v.fence.Delete(); err != nil {
+		v.d.log.Warn("remove cgroup", "vm", v.name(), "error", err)
+	}
+	v.inst, v.clients, v.fence = nil, nil, nil
+	v.rec.State, v.rec.Ended, v.rec.Report, v.rec.Process = api.Exited, r.Ended, r, store.Process{}
+	rec := v.rec
+	over := v.over
+	v.mu.Unlock()
+	v.d.store.PutVMLater(&rec)
+	v.d.log.Info("VM ended", "vm", v.name(), "cause", r.Cause, "code", r.Code, "signal", r.Signal, "message", r.Message)
+	close(over)
+	if rec.Config.Remove {
+		v.d.removeLater(v, rec.Generation)
+	}
+}
+
+// ended returns a channel that is closed when the present run, or the last one, has ended and is recorded.
+func (v *vm) ended() <-chan struct{} {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.over
+}
+
+// current returns the present run.
+func (v *vm) current() (*instance, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.inst == nil {
+		return nil, api.Errorf(api.Busy, "VM %s does not run; start it with grailctl start %s", v.name(), v.name())
+	}
+	return v.inst, nil
+}
+
+// signal sends a signal to the guest.
+func (v *vm) signal(sig unix.Signal) error {
+	inst, err := v.current()
+	if err != nil {
+		return err
+	}
+	if sig == unix.SIGKILL {
+		return v.force(inst)
+	}
+	_, got, err := inst.call(hv.Request{Op: hv.OpSignal, Signal: int(sig)}, callTimeout)
+	closeFDs(got)
+	if inst.gone() {
+		return nil
+	}
+	return err
+}
+
+// force ends the guest without its consent: by its VMM, which still writes a report, or by killing that.
+func (v *vm) force(inst *instance) error {
+	_, got, err := inst.call(hv.Request{Op: hv.OpKill}, time.Second)
+	closeFDs(got)
+	if err == nil {
+		select {
+		case <-inst.ended:
+			return nil
+		case <-time.After(time.Second):
+		}
+	}
+	return inst.proc.Kill()
+}
+
+// stop ends the VM: SIGTERM, then force after grace.
+func (v *vm) stop(ctx context.Context, grace time.Duration) error {
+	inst, err := v.current()
+	if err != nil {
+		return err
+	}
+	over := v.ended()
+	if grace > 0 {
+		if err := v.signal(unix.SIGTERM); err != nil && !errors.Is(err, hv.ErrClosed) {
+			v.d.log.Warn("stop", "vm", v.name(), "error", err)
+		}
+		t := time.NewTimer(grace)
+		defer t.Stop()
+		select {
+		case <-over:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-t.C:
+		}
+	}
+	if err := v.force(inst); err != nil {
+		return err
+	}
+	select {
+	case <-over:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// view describes the VM.
+func (v *vm) view() api.VM {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	r := &v.rec
+	w := api.VM{VMConfig: r.Config, State: r.State, Generation: r.Generation, EngineUsed: r.Engine, Created: r.Created,
+		Started: r.Started, Ended: r.Ended, Report: r.Report, Notes: slices.Clone(r.Notes), Logs: v.d.logsOf(r.Config.Name)}
+	if v.inst != nil {
+		w.PID = v.inst.proc.PID
+	}
+	return w
+}

@@ -1,0 +1,292 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/grailos/grail/hv"
+	"github.com/grailos/grail/mgmt/api"
+	"github.com/grailos/grail/mgmt/size"
+)
+
+func (c *cli) driverCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "driver", GroupID: "driver", Short: "Create, watch and crash driver VMs",
+		Long: `A driver VM serves host files or block devices to other VMs as disks. When it crashes, faults
+or hangs, graild replaces it; its clients notice a short stall.`,
+	}
+	cmd.AddCommand(c.driverCreateCommand(), c.driverLsCommand(), c.driverRestartCommand(), c.driverCrashCommand(),
+		c.driverRmCommand(), c.driverCrashesCommand())
+	return cmd
+}
+
+func (c *cli) driverCreateCommand() *cobra.Command {
+	var disks []string
+	var socket bool
+	var engine, memory string
+	var heartbeat time.Duration
+	cmd := &cobra.Command{
+		Use: "create TYPE NAME --disk ID=PATH[:ro]...", Short: "Make a driver VM and start it; the TYPE is blk",
+		Example: `  truncate -s 1G disk.img
+  grailctl driver create blk blk0 --disk data=disk.img
+  grailctl driver create blk blk1 --disk root=/dev/sdb --disk iso=cd.iso:ro --socket`,
+		Args: exactly("a TYPE", "a NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cfg := api.DriverConfig{Type: args[0], Name: args[1], Engine: hv.Engine(engine), Socket: socket, HeartbeatMs: int(heartbeat.Milliseconds())}
+			if cfg.Type != "blk" {
+				return fmt.Errorf("there is no driver of type %q; use blk", cfg.Type)
+			}
+			if cmd.Flags().Changed("heartbeat") && cfg.HeartbeatMs <= 0 {
+				return fmt.Errorf("--heartbeat %v is too short; give 10ms to 1m", heartbeat)
+			}
+			var err error
+			if cfg.MemoryBytes, err = size.Parse(memory); err != nil {
+				return fmt.Errorf("--memory: %w", err)
+			}
+			if len(disks) == 0 {
+				return errors.New("a block driver needs a disk; give one with --disk ID=PATH, or --disk ID=PATH:ro to only read it")
+			}
+			for _, s := range disks {
+				k, err := parseDisk(s)
+				if err != nil {
+					return err
+				}
+				cfg.Disks = append(cfg.Disks, k)
+			}
+			client, _, err := c.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			d, err := client.CreateDriver(cmd.Context(), api.CreateDriver{Config: cfg})
+			if err != nil {
+				return err
+			}
+			if c.json {
+				return c.print(d)
+			}
+			fmt.Fprintln(c.stdout, d.Name)
+			for _, k := range d.Disks {
+				if k.Socket != "" {
+					fmt.Fprintf(c.stdout, "%s %s\n", k.ID, k.Socket)
+				}
+			}
+			return nil
+		},
+	}
+	fl := cmd.Flags()
+	fl.StringArrayVar(&disks, "disk", nil, "offer the file or block device PATH as disk ID: ID=PATH, or ID=PATH:ro to only read it (repeatable)")
+	fl.BoolVar(&socket, "socket", false, "also offer each disk to other VMMs on a vhost-user socket, and print its path")
+	fl.StringVar(&engine, "engine", "", "what executes the driver: kvm or process (default: kvm where it works)")
+	fl.StringVar(&memory, "memory", "64M", "the driver VM's own memory")
+	fl.DurationVar(&heartbeat, "heartbeat", 0, "how long the driver may be silent with work pending (default 50ms)")
+	return cmd
+}
+
+// parseDisk reads ID=PATH[:ro].
+func parseDisk(s string) (api.Disk, error) {
+	id, path, ok := strings.Cut(s, "=")
+	path, ro := strings.CutSuffix(path, ":ro")
+	if !ok || id == "" || path == "" {
+		return api.Disk{}, fmt.Errorf("--disk %q is not of the form ID=PATH or ID=PATH:ro", s)
+	}
+	abs, err := filepath.Abs(path)
+	return api.Disk{ID: id, Path: abs, ReadOnly: ro}, err
+}
+
+func (c *cli) driverLsCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "ls", Short: "List driver VMs, their disks and clients", Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, _, err := c.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			list, err := client.Drivers(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if c.json {
+				return c.print(list)
+			}
+			return c.table("NAME\tTYPE\tSTATE\tENGINE\tINSTANCE\tCRASHES\tCLIENTS\tDISKS", func(w io.Writer) {
+				for _, d := range list {
+					var disks []string
+					for _, k := range d.Disks {
+						disks = append(disks, diskLine(k))
+					}
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%s\n", d.Name, d.Type, d.State, dash(string(d.EngineUsed)), d.Generation,
+						d.Crashes, len(d.Clients), strings.Join(disks, ", "))
+					if d.Message != "" {
+						fmt.Fprintf(w, "\t\t%s\n", d.Message)
+					}
+				}
+			})
+		},
+	}
+}
+
+func (c *cli) driverRestartCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "restart NAME", Short: "Replace a driver VM by a new instance, after a drain", ValidArgsFunction: completeDrivers,
+		Args: exactly("the NAME of a driver"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			client, _, err := c.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			d, err := client.RestartDriver(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if c.json {
+				return c.print(d)
+			}
+			fmt.Fprintf(c.stdout, "%s is %s, instance %d\n", d.Name, d.State, d.Generation)
+			return nil
+		},
+	}
+}
+
+func (c *cli) driverCrashCommand() *cobra.Command {
+	var how string
+	cmd := &cobra.Command{
+		Use: "crash NAME --how kill|fault|hang", Short: "Make a driver VM fail, to see it recover", ValidArgsFunction: completeDrivers,
+		Long: "crash kills the driver VM's process, makes the driver's program fault, or makes it hang. graild then replaces it as after any crash.",
+		Args: exactly("the NAME of a driver"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			switch how {
+			case "kill", "fault", "hang":
+			case "":
+				return errors.New("say how to crash it: --how kill, --how fault or --how hang")
+			default:
+				return fmt.Errorf("a driver can be crashed by kill, fault or hang, not %q", how)
+			}
+			client, _, err := c.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			d, err := client.CrashDriver(cmd.Context(), args[0], how)
+			if err != nil {
+				return err
+			}
+			if c.json {
+				return c.print(d)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&how, "how", "", "kill, fault or hang")
+	return cmd
+}
+
+func (c *cli) driverRmCommand() *cobra.Command {
+	var force bool
+	cmd := &cobra.Command{
+		Use: "rm NAME", Short: "End a driver VM and forget it, with its crash records", ValidArgsFunction: completeDrivers,
+		Args: exactly("the NAME of a driver"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			client, _, err := c.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if err := client.RemoveDriver(cmd.Context(), args[0], force); err != nil {
+				return err
+			}
+			if c.json {
+				return c.print(args)
+			}
+			fmt.Fprintln(c.stdout, args[0])
+			return nil
+		},
+	}
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "also one that has clients; their I/O then waits for ever")
+	return cmd
+}
+
+func (c *cli) driverCrashesCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "crashes [NAME]", Short: "Show how driver VMs died, and how long each recovery took", ValidArgsFunction: completeDrivers,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			client, _, err := c.connect(cmd.Context())
+			if err != nil {
+				return err
+			}
+			list, err := client.Crashes(cmd.Context(), strings.Join(args, ""))
+			if err != nil {
+				return err
+			}
+			if c.json {
+				return c.print(list)
+			}
+			for i, r := range list {
+				if i > 0 {
+					fmt.Fprintln(c.stdout)
+				}
+				showCrash(c.stdout, r)
+			}
+			return nil
+		},
+	}
+}
+
+func showCrash(w io.Writer, r api.Crash) {
+	fmt.Fprintf(w, "%s  instance %d of driver %s: %s", stamp(r.Crashed), r.Generation, r.Driver, r.Cause)
+	if r.Injected != "" {
+		fmt.Fprintf(w, " (%s on request)", r.Injected)
+	}
+	fmt.Fprintf(w, "\n  why        %s\n", r.Message)
+	step := func(name string, t time.Time) {
+		if !t.IsZero() {
+			fmt.Fprintf(w, "  %-10s +%.1f ms\n", name, float64(t.Sub(r.Crashed).Microseconds())/1000)
+		}
+	}
+	step("detected", r.Detected)
+	step("stopped", r.Stopped)
+	step("launched", r.Launched)
+	step("attached", r.Attached)
+	step("first", r.First)
+	if t := r.Trace; t != nil {
+		fmt.Fprintf(w, "  fault      %s\n  at         %s\n", t.What, t.Instruction)
+		for _, f := range t.Stack {
+			fmt.Fprintf(w, "  stack      %#x", f.PC)
+			if f.Func != "" {
+				fmt.Fprintf(w, " %s", f.Func)
+			}
+			if f.File != "" {
+				fmt.Fprintf(w, " %s:%d", f.File, f.Line)
+			}
+			fmt.Fprintln(w)
+		}
+	}
+	if r.Report == nil {
+		return
+	}
+	if f := r.Report.Fault; f != nil && r.Trace != nil {
+		showFault(w, f)
+	}
+	const most = 10
+	for _, l := range r.Report.Console[max(len(r.Report.Console)-most, 0):] {
+		fmt.Fprintf(w, "  console    %s\n", l)
+	}
+}
+
+// completeDrivers offers the names of drivers, if a graild runs.
+func completeDrivers(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+	client, _, err := running(cmd.Context())
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	list, _ := client.Drivers(cmd.Context())
+	var names []string
+	for _, d := range list {
+		names = append(names, d.Name)
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
+}

@@ -1,0 +1,180 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/grailos/grail/hv"
+	"github.com/grailos/grail/mgmt/api"
+	"github.com/grailos/grail/mgmt/size"
+)
+
+func (c *cli) inspectCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "inspect NAME", GroupID: "vm", Short: "Show all that is known about a VM or a driver",
+		Long: `inspect shows how a VM or a driver is set up, what it does, and how it ended. System calls
+that Grail does not serve are listed as denied, with how often the guest tried.`,
+		Args: exactly("the NAME of a VM or a driver"), ValidArgsFunction: completeVMs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ctx := cmd.Context()
+			client, _, err := c.connect(ctx)
+			if err != nil {
+				return err
+			}
+			v, err := client.VM(ctx, args[0])
+			if err == nil {
+				if c.json {
+					return c.print(v)
+				}
+				c.showVM(v)
+				return nil
+			}
+			if api.KindOf(err) != api.NotFound {
+				return err
+			}
+			d, derr := client.Driver(ctx, args[0])
+			if api.KindOf(derr) == api.NotFound && derr != nil {
+				return err
+			}
+			if derr != nil {
+				return derr
+			}
+			if c.json {
+				return c.print(d)
+			}
+			c.showDriver(d)
+			return nil
+		},
+	}
+}
+
+// field prints one named value, unless it is empty.
+func field(w io.Writer, name, value string) {
+	if value != "" {
+		fmt.Fprintf(w, "%-12s %s\n", name, value)
+	}
+}
+
+func stamp(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.Local().Format("2006-01-02 15:04:05.000")
+}
+
+func (c *cli) showVM(v api.VM) {
+	w := c.stdout
+	field(w, "name", v.Name)
+	field(w, "state", stateOf(v))
+	field(w, "program", strings.Join(append([]string{v.Program}, v.Args...), " "))
+	field(w, "environment", strings.Join(v.Env, " "))
+	field(w, "files", v.Files)
+	field(w, "personality", v.Personality)
+	field(w, "engine", string(v.EngineUsed))
+	field(w, "memory", size.Format(v.MemoryBytes))
+	if v.CPU > 0 {
+		field(w, "cpu cap", capOf(v.CPU))
+	}
+	field(w, "disks", disksOf(v.Disks))
+	if v.PID > 0 {
+		field(w, "pid", fmt.Sprint(v.PID))
+	}
+	field(w, "created", stamp(v.Created))
+	field(w, "started", stamp(v.Started))
+	field(w, "ended", stamp(v.Ended))
+	for _, n := range v.Notes {
+		field(w, "note", n)
+	}
+	for _, l := range v.Logs {
+		field(w, "log", l)
+	}
+	if v.Status != nil {
+		showStats(w, v.Status.Stats, v.Status.Denied)
+	}
+	if r := v.Report; r != nil {
+		field(w, "cause", string(r.Cause))
+		field(w, "message", r.Message)
+		showStats(w, r.Stats, r.Denied)
+		if f := r.Fault; f != nil && r.Cause == hv.CauseSignal {
+			showFault(w, f)
+		}
+	}
+}
+
+func showStats(w io.Writer, s hv.Stats, denied map[string]int) {
+	field(w, "exits", fmt.Sprint(s.Exits))
+	field(w, "system calls", fmt.Sprint(s.Syscalls))
+	field(w, "threads", fmt.Sprint(s.Threads))
+	field(w, "memory used", fmt.Sprintf("%d of %d bytes", s.MemoryUsed, s.MemoryBytes))
+	if s.DevRequests > 0 {
+		field(w, "device", fmt.Sprintf("%d requests, %d bytes", s.DevRequests, s.DevBytes))
+	}
+	for _, call := range slices.Sorted(maps.Keys(denied)) {
+		field(w, "denied", fmt.Sprintf("%s, %d times", call, denied[call]))
+	}
+}
+
+func showFault(w io.Writer, f *hv.Fault) {
+	for i, name := range slices.Sorted(maps.Keys(f.Regs)) {
+		sep := "  "
+		if i%4 == 3 || i == len(f.Regs)-1 {
+			sep = "\n"
+		}
+		fmt.Fprintf(w, "  %-8s %016x%s", name, f.Regs[name], sep)
+	}
+}
+
+func (c *cli) showDriver(d api.Driver) {
+	w := c.stdout
+	field(w, "name", d.Name)
+	field(w, "type", d.Type)
+	field(w, "state", string(d.State))
+	field(w, "message", d.Message)
+	field(w, "engine", string(d.EngineUsed))
+	field(w, "memory", size.Format(d.MemoryBytes))
+	field(w, "heartbeat", fmt.Sprintf("%d ms", d.HeartbeatMs))
+	field(w, "instance", fmt.Sprint(d.Generation))
+	if d.PID > 0 {
+		field(w, "pid", fmt.Sprint(d.PID))
+	}
+	field(w, "created", stamp(d.Created))
+	field(w, "started", stamp(d.Started))
+	field(w, "crashes", fmt.Sprint(d.Crashes))
+	for _, k := range d.Disks {
+		field(w, "disk", diskLine(k))
+		field(w, "socket", k.Socket)
+	}
+	for _, b := range d.Clients {
+		state := "waiting"
+		if b.Attached {
+			state = "attached"
+		}
+		if b.Error != "" {
+			state = b.Error
+		}
+		field(w, "client", fmt.Sprintf("%s on %s, %d queues: %s", b.Name, b.Disk, b.Queues, state))
+	}
+	for _, n := range d.Notes {
+		field(w, "note", n)
+	}
+	for _, l := range d.Logs {
+		field(w, "log", l)
+	}
+	if d.Status != nil {
+		showStats(w, d.Status.Stats, d.Status.Denied)
+	}
+}
+
+func diskLine(k api.Disk) string {
+	s := fmt.Sprintf("%s = %s (%s", k.ID, k.Path, size.Format(k.Bytes))
+	if k.ReadOnly {
+		s += ", read-only"
+	}
+	return s + ")"
+}

@@ -1,0 +1,167 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/grailos/grail/hv"
+	"github.com/grailos/grail/mgmt/api"
+	"github.com/grailos/grail/mgmt/size"
+	"github.com/grailos/grail/personalities/native"
+)
+
+// vmFlags are the flags that describe a personality VM.
+type vmFlags struct {
+	name, personality, engine, memory, files string
+	cpu                                      float64
+	disks, env                               []string
+}
+
+func (f *vmFlags) add(cmd *cobra.Command) {
+	fl := cmd.Flags()
+	fl.StringVar(&f.name, "name", "", "name of the VM (default: made up)")
+	fl.StringVar(&f.personality, "personality", "native", "kind of guest: native, a static Linux program")
+	fl.StringVar(&f.engine, "engine", "", "what executes the guest: kvm or process (default: kvm where it works)")
+	fl.Float64Var(&f.cpu, "cpu", 0, "cap on processor use in cores, for instance 0.5 (default: none)")
+	fl.StringVar(&f.memory, "memory", "256M", "guest memory: a multiple of 2M, at least 16M")
+	fl.StringArrayVar(&f.disks, "disk", nil, "give the VM a disk of a driver VM: DRIVER/DISK, or DRIVER/DISK:ro to only read it (repeatable)")
+	fl.StringVar(&f.files, "files", "", "directory whose content becomes the guest's read-only file system")
+	fl.StringArrayVarP(&f.env, "env", "e", nil, "set a variable in the guest: NAME=value, or NAME to pass on its value here (repeatable)")
+	// What follows the program is the program's.
+	fl.SetInterspersed(false)
+}
+
+// config makes a VM's configuration from flags and arguments, and opens the program.
+func (f *vmFlags) config(args []string) (api.VMConfig, *os.File, error) {
+	cfg := api.VMConfig{Name: f.name, Personality: f.personality, Engine: hv.Engine(f.engine), CPU: f.cpu, Args: args[1:]}
+	if cfg.Personality != "native" {
+		return cfg, nil, fmt.Errorf("there is no personality %q; use native", cfg.Personality)
+	}
+	switch cfg.Engine {
+	case "", hv.EngineKVM, hv.EngineProcess:
+	default:
+		return cfg, nil, fmt.Errorf("there is no engine %q; use kvm or process", f.engine)
+	}
+	if f.cpu < 0 {
+		return cfg, nil, fmt.Errorf("--cpu %g is negative; give a number of cores, for instance 0.5, or leave it out", f.cpu)
+	}
+	if cfg.Name == "" {
+		cfg.Name = madeUpName()
+	}
+	var err error
+	if cfg.MemoryBytes, err = size.Parse(f.memory); err != nil {
+		return cfg, nil, fmt.Errorf("--memory: %w", err)
+	}
+	if err := api.CheckMemory(cfg.MemoryBytes, api.MinMemory); err != nil {
+		return cfg, nil, fmt.Errorf("--memory %s: %w", f.memory, err)
+	}
+	for _, s := range f.disks {
+		ref, err := parseDiskRef(s)
+		if err != nil {
+			return cfg, nil, err
+		}
+		cfg.Disks = append(cfg.Disks, ref)
+	}
+	for _, s := range f.env {
+		name, _, ok := strings.Cut(s, "=")
+		if name == "" {
+			return cfg, nil, fmt.Errorf("--env %q has no name; use NAME=value", s)
+		}
+		if !ok {
+			value, set := os.LookupEnv(s)
+			if !set {
+				return cfg, nil, fmt.Errorf("--env %s: that variable is not set here; use %s=value", s, s)
+			}
+			s = name + "=" + value
+		}
+		cfg.Env = append(cfg.Env, s)
+	}
+	if f.files != "" {
+		if cfg.Files, err = filepath.Abs(f.files); err != nil {
+			return cfg, nil, err
+		}
+		if err := checkFiles(cfg.Files); err != nil {
+			return cfg, nil, err
+		}
+	}
+	if cfg.Program, err = filepath.Abs(args[0]); err != nil {
+		return cfg, nil, err
+	}
+	program, err := openProgram(args[0])
+	return cfg, program, err
+}
+
+// parseDiskRef reads DRIVER/DISK[:ro].
+func parseDiskRef(s string) (api.DiskRef, error) {
+	rest, ro := strings.CutSuffix(s, ":ro")
+	driver, disk, ok := strings.Cut(rest, "/")
+	if !ok || driver == "" || disk == "" || strings.ContainsAny(disk, "/:") {
+		return api.DiskRef{}, fmt.Errorf("--disk %q is not of the form DRIVER/DISK or DRIVER/DISK:ro; grailctl driver ls lists what there is", s)
+	}
+	return api.DiskRef{Driver: driver, Disk: disk, ReadOnly: ro}, nil
+}
+
+func checkFiles(dir string) error {
+	st, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("--files %s does not exist; give a directory whose content the guest is to see", dir)
+	case err != nil:
+		return fmt.Errorf("--files: %w", err)
+	case !st.IsDir():
+		return fmt.Errorf("--files %s is not a directory; give a directory whose content the guest is to see", dir)
+	}
+	return nil
+}
+
+// openProgram opens a program that can run as a guest.
+func openProgram(path string) (*os.File, error) {
+	f, err := native.CheckPath(path)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return nil, notFound{fmt.Errorf("program %s does not exist; give the path of a static Linux program on this host", path)}
+	}
+	return f, err
+}
+
+// slowPack is after how long packing shows that it is at work.
+const slowPack = 2 * time.Second
+
+// pack returns the files of a directory as an archive that has no name, or nil for no directory.
+func (c *cli) pack(ctx context.Context, dir string) (*os.File, error) {
+	if dir == "" {
+		return nil, nil
+	}
+	f, err := os.CreateTemp("", "grail-files-")
+	if err != nil {
+		return nil, fmt.Errorf("--files: %w", err)
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("--files: %w", err)
+	}
+	began, shown := time.Now(), time.Now()
+	_, err = native.Pack(ctx, dir, f, func(files int, bytes int64) {
+		if time.Since(began) >= slowPack && time.Since(shown) >= slowPack/4 {
+			shown = time.Now()
+			fmt.Fprintf(c.stderr, "grailctl: packing %s: %d files, %d MiB\n", dir, files, bytes>>20)
+		}
+	})
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("--files: %w", err)
+	}
+	return f, nil
+}
+
+// madeUpName returns a name that hardly anybody has.
+func madeUpName() string { return "native-" + strings.ToLower(rand.Text()[:6]) }
