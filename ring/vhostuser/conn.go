@@ -60,11 +60,11 @@ func (c *conn) fill(b []byte, fds []int) ([]int, error) {
 			}
 		}
 		switch {
+		case errors.Is(err, io.EOF) && got > 0:
+			err = io.ErrUnexpectedEOF
 		case err != nil:
 		case flags&unix.MSG_CTRUNC != 0 || len(fds) > MaxRegions:
 			err = fmt.Errorf("%w: more than %d descriptors", ErrMessage, MaxRegions)
-		case n == 0 && got == 0:
-			err = io.EOF
 		case n == 0:
 			err = io.ErrUnexpectedEOF
 		}

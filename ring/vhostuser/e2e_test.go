@@ -61,6 +61,8 @@ func client(t testing.TB, size uint16, slots int, base uint16) *ringtest.BlkClie
 
 var allFeatures = ring.FeatureVersion1 | ring.FeatureEventIdx | ring.FeatureIndirect | virtioblk.FeatureFlush
 
+var allOptions = vhostuser.Options{Features: allFeatures}
+
 // TestEndToEnd runs Frontend, Backend, Driver and Device together, in one process, under every negotiation that
 // changes their way.
 func TestEndToEnd(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 	"github.com/grailos/grail/ring/ringtest"
 	"github.com/grailos/grail/ring/vhostuser"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 )
 
 // Environment by which the test binary becomes a block server process, to be killed.
@@ -20,6 +21,7 @@ const (
 	envServe   = "RINGTEST_SERVE"   // socket to listen on
 	envDisk    = "RINGTEST_DISK"    // backing file
 	envSectors = "RINGTEST_SECTORS" // its size
+	envDie     = "RINGTEST_DIE"     // if set: the number of the read or write in which to die
 )
 
 func TestMain(m *testing.M) {
@@ -44,16 +46,41 @@ func serveProcess(path string) error {
 	if err != nil {
 		return err
 	}
+	die, _ := strconv.Atoi(os.Getenv(envDie))
+	served := &mortalDisk{File: disk, die: die}
 	for {
 		c, err := l.Accept()
 		if err != nil {
 			return err
 		}
-		h := &ringtest.BlkServer{Disk: disk, Sectors: sectors, NQueues: 4, ID: "process", Batch: 3}
+		h := &ringtest.BlkServer{Disk: served, Sectors: sectors, NQueues: 4, ID: "process", Batch: 3}
 		if err := vhostuser.NewBackend(c.(*net.UnixConn), h).Serve(context.Background()); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 		}
 	}
+}
+
+// mortalDisk ends the process in the middle of a request.
+type mortalDisk struct {
+	*os.File
+	n, die int
+}
+
+func (d *mortalDisk) io() {
+	if d.n++; d.n == d.die {
+		unix.Kill(os.Getpid(), unix.SIGKILL)
+		select {}
+	}
+}
+
+func (d *mortalDisk) ReadAt(b []byte, off int64) (int, error) {
+	d.io()
+	return d.File.ReadAt(b, off)
+}
+
+func (d *mortalDisk) WriteAt(b []byte, off int64) (int, error) {
+	d.io()
+	return d.File.WriteAt(b, off)
 }
 
 // openFDs returns the number of descriptors this process has open.
@@ -117,4 +144,19 @@ func serve(t testing.TB, h vhostuser.Handler, allowed ...error) string {
 		<-done
 	})
 	return path
+}
+
+// fileConn returns the connection on a socket; fd stays the caller's.
+func fileConn(fd int) (*net.UnixConn, error) {
+	dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	f := os.NewFile(uintptr(dup), "socket")
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.UnixConn), nil
 }

@@ -28,7 +28,7 @@ type vring struct {
 	addr             vringAddr
 	hasAddr          bool
 	started          bool // SET_VRING_KICK came, and no GET_VRING_BASE since
-	enabled          bool
+	asked, enabled   bool // SET_VRING_ENABLE came, and what it said
 	running          bool // Handler.Start was called, and Stop was not
 	kick, call, errs int
 }
@@ -216,7 +216,7 @@ func (s *session) setStatus(m *message) error {
 func (s *session) disableAll() error {
 	var first error
 	for i := range s.vrings {
-		s.vrings[i].started, s.vrings[i].enabled = false, false
+		s.vrings[i].started, s.vrings[i].asked, s.vrings[i].enabled = false, false, false
 		if err := s.settle(i); err != nil && first == nil {
 			first = err
 		}
@@ -293,7 +293,9 @@ func (s *session) close(err error) {
 // ready reports whether queue i has all that it needs to run.
 func (s *session) ready(i int) bool {
 	v := &s.vrings[i]
-	enabled := v.enabled || s.features&FeatureProtocol == 0
+	// Without FeatureProtocol a queue starts enabled; QEMU before 7.2 does not acknowledge that bit, and yet
+	// sends SET_VRING_ENABLE.
+	enabled := v.enabled || !v.asked && s.features&FeatureProtocol == 0
 	return s.acked && len(s.mem) > 0 && v.num > 0 && v.hasAddr && v.started && enabled
 }
 

@@ -41,10 +41,7 @@ func (s *session) setVring(m *message) error {
 			if st.num > 1 {
 				return fmt.Errorf("%w: enable %d", ErrMessage, st.num)
 			}
-			if s.features&FeatureProtocol == 0 {
-				return fmt.Errorf("%w: %v without protocol features", ErrMessage, m.req)
-			}
-			v.enabled = st.num == 1
+			v.asked, v.enabled = true, st.num == 1
 		}
 		return nil
 	})
