@@ -118,6 +118,10 @@ func Listen(path string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
+// Shutdown makes a Receive that another goroutine waits in return ErrClosed, and the peer see the end of the
+// connection. Close must still be called, after that Receive.
+func (c *Conn) Shutdown() error { return unix.Shutdown(c.fd, unix.SHUT_RDWR) }
+
 // Close ends the connection.
 func (c *Conn) Close() error { return unix.Close(c.fd) }
 

@@ -15,17 +15,37 @@ import (
 // Launch collects a Spec and the files that its descriptor fields name, and starts a grailvm with them.
 // It is not safe for concurrent use.
 type Launch struct {
-	// Path is the grailvm program.
+	Exec
+	// Spec is what grailvm will run. NewLaunch sets every descriptor field to -1.
+	Spec Spec
+}
+
+// Start starts grailvm with the Spec; see Exec.Start.
+func (l *Launch) Start() (*Process, error) { return l.Exec.Start("grailvm", l.Spec.Name, &l.Spec) }
+
+// PortalLaunch starts a portal, as Launch starts a grailvm.
+type PortalLaunch struct {
+	Exec
+	Spec PortalSpec
+}
+
+// Start starts the portal with the Spec; see Exec.Start.
+func (l *PortalLaunch) Start() (*Process, error) {
+	return l.Exec.Start("grailport", l.Spec.Driver, &l.Spec)
+}
+
+// Exec is how one of Grail's processes is started: a program, and the files that its specification names. It is
+// not safe for concurrent use.
+type Exec struct {
+	// Path is the program.
 	Path string
-	// Tag is the process's last argument. grailvm ignores it; it lets a supervisor that lost its notes
+	// Tag is the process's last argument. The program ignores it; it lets a supervisor that lost its notes
 	// find the process again.
 	Tag string
-	// Stderr takes what grailvm itself says before it is jailed, and its panics; nil: nothing does.
+	// Stderr takes what the program itself says before it is jailed, and its panics; nil: nothing does.
 	Stderr *os.File
 	// SharedNamespaces leaves the new process in the caller's namespaces.
 	SharedNamespaces bool
-	// Spec is what grailvm will run. NewLaunch sets every descriptor field to -1.
-	Spec Spec
 
 	files []*os.File
 }
@@ -38,7 +58,7 @@ var ErrNamespaces = errors.New("hv: the host refuses new namespaces")
 
 // NewLaunch returns a Launch of the grailvm program at path, whose Spec has a name, a kind and no files.
 func NewLaunch(path string, kind Kind, name string) *Launch {
-	return &Launch{Path: path, Spec: Spec{
+	return &Launch{Exec: Exec{Path: path}, Spec: Spec{
 		Name: name, Kind: kind,
 		Program: -1, Files: -1, KVM: -1, Stdin: -1, Stdout: -1, Stderr: -1,
 		Log: [2]int{-1, -1}, Control: -1, Report: -1, HostStatus: -1,
@@ -47,7 +67,7 @@ func NewLaunch(path string, kind Kind, name string) *Launch {
 
 // Add makes f part of the new process and returns its descriptor number there: the same number for the
 // same file, -1 for nil. f stays the caller's, and must stay open until Start has returned.
-func (l *Launch) Add(f *os.File) int {
+func (l *Exec) Add(f *os.File) int {
 	if f == nil {
 		return -1
 	}
@@ -61,18 +81,19 @@ func (l *Launch) Add(f *os.File) int {
 }
 
 // File returns the file that Add numbered fd, or nil.
-func (l *Launch) File(fd int) *os.File {
+func (l *Exec) File(fd int) *os.File {
 	if i := fd - firstFile; i >= 0 && i < len(l.files) {
 		return l.files[i]
 	}
 	return nil
 }
 
-// Start starts grailvm in new mount, PID, network, IPC and UTS namespaces (and a user namespace, when the
-// caller is not root), in a session of its own, with an empty environment except GRAILVM_*, and with the
-// Spec in a sealed memfd. The process outlives its starter. Errors: ErrNamespaces.
-func (l *Launch) Start() (*Process, error) {
-	spec, err := json.Marshal(&l.Spec)
+// Start starts the program with the arguments program, name and Tag, in new mount, PID, network, IPC and UTS
+// namespaces (and a user namespace, when the caller is not root), in a session of its own, with an empty
+// environment except GRAILVM_*, and with v as JSON in a sealed memfd on descriptor SpecFD. The process outlives its
+// starter. Errors: ErrNamespaces.
+func (l *Exec) Start(program, name string, v any) (*Process, error) {
+	spec, err := json.Marshal(v)
 	if err != nil {
 		return nil, fmt.Errorf("hv: encode spec: %w", err)
 	}
@@ -107,7 +128,7 @@ func (l *Launch) Start() (*Process, error) {
 			sys.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}}
 		}
 	}
-	pid, _, err := syscall.StartProcess(l.Path, []string{"grailvm", l.Spec.Name, l.Tag}, &syscall.ProcAttr{
+	pid, _, err := syscall.StartProcess(l.Path, []string{program, name, l.Tag}, &syscall.ProcAttr{
 		Dir: "/", Env: vmmEnv(), Files: fds, Sys: sys,
 	})
 	runtime.KeepAlive(files)

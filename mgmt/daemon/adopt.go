@@ -78,6 +78,10 @@ func (d *Daemon) adopt() error {
 		}
 		d.drivers[rec.Config.Name] = dr
 		inst, lost := dr.adopt(take(roleDriver, rec.Config.Name))
+		if rec.Config.Socket {
+			known[string(rolePortal)+rec.Config.Name] = true
+			dr.adopted = take(rolePortal, rec.Config.Name)
+		}
 		begin = append(begin, func() {
 			d.unfinishedReports(dr, inst)
 			go dr.run(inst, lost)
@@ -117,7 +121,7 @@ func (d *Daemon) scan() []running {
 		args := strings.Split(strings.TrimRight(string(cmd), "\x00"), "\x00")
 		// A child of grailvm has its arguments as well, until it executes something else: the VMM is the one whose
 		// parent is not another of them.
-		if len(args) != 3 || args[0] != "grailvm" || !strings.HasPrefix(args[2], prefix) {
+		if len(args) != 3 || !strings.HasPrefix(args[2], prefix) {
 			continue
 		}
 		f := strings.Split(strings.TrimPrefix(args[2], prefix), ":")
@@ -161,6 +165,7 @@ func (d *Daemon) endStray(p running) {
 		proc.Close()
 	}
 	_ = os.Remove(d.socketPath(p.name, p.generation))
+	_ = os.Remove(d.portalControl(p.name, p.generation))
 }
 
 // open returns a handle on a process that scan found.

@@ -18,12 +18,16 @@ type client struct {
 	files []*os.File    // owned
 	kinds []fileKind    // of files
 
+	// refuse ends a client that broke the rules, where that is possible; nil: it is not.
+	refuse func(why error)
+
 	attaching sync.Mutex // held during an attach
 
 	mu   sync.Mutex
 	on   *driverInstance // that serves it, or nil
 	err  string          // why the present instance refused it
 	dead bool            // the present instance found its ring broken
+	gone bool            // it is not to be attached any more
 }
 
 // newClient takes over files. Attachments come from other processes: the indices are checked.

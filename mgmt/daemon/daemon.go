@@ -90,6 +90,7 @@ func (d *Daemon) Close() error {
 	d.mu.Unlock()
 	for _, dr := range drivers {
 		<-dr.stopped
+		dr.close()
 	}
 	d.background.Wait()
 	err := d.store.Close()
@@ -328,7 +329,11 @@ func (d *Daemon) CreateDriver(ctx context.Context, cfg api.DriverConfig) (err er
 			failed = dr.message
 			return true
 		}
-		return dr.state == api.Ready
+		if dr.portalErr != nil {
+			failed = dr.portalErr.Error()
+			return true
+		}
+		return dr.state == api.Ready && (!cfg.Socket || dr.portal != nil)
 	})
 	if err == nil && failed != "" {
 		why, _, _ := strings.Cut(failed, "; next attempt")
@@ -404,6 +409,11 @@ func (d *Daemon) RemoveDriver(name string, force bool) error {
 	}
 	dr.kill()
 	dr.close()
+	for _, k := range dr.rec.Config.Disks {
+		if dr.rec.Config.Socket {
+			_ = os.Remove(d.portalSocket(name, k.ID))
+		}
+	}
 	d.mu.Lock()
 	delete(d.drivers, name)
 	d.mu.Unlock()

@@ -22,18 +22,21 @@ import (
 type driver struct {
 	d *Daemon
 
-	mu       sync.Mutex
-	rec      store.Driver
-	backings []*backing
-	state    api.State
-	message  string
-	inst     *driverInstance // the present one, also while it starts and ends
-	clients  map[uint64]*client
-	changed  chan struct{} // closed and replaced whenever state or inst changes
-	injected injection
-	planned  bool // the present instance is being replaced on request
-	backoff  reincarnation.Backoff
+	mu        sync.Mutex
+	rec       store.Driver
+	backings  []*backing
+	state     api.State
+	message   string
+	inst      *driverInstance // the present one, also while it starts and ends
+	clients   map[uint64]*client
+	changed   chan struct{} // closed and replaced whenever state or inst changes
+	injected  injection
+	portal    *portal // with a vhost-user socket for each disk, or nil
+	portalErr error   // why there is none
+	planned   bool    // the present instance is being replaced on request
+	backoff   reincarnation.Backoff
 
+	adopted  *running      // the predecessor's portal process
 	stop     chan struct{} // closed to end the driver for good
 	stopOnce sync.Once
 	hurry    chan struct{} // ends a back-off
@@ -114,6 +117,9 @@ func (dr *driver) attach(ctx context.Context, c *client) error {
 			return nil
 		case errors.Is(err, errTimeout):
 			inst.declareHung(time.Now())
+		case errors.Is(err, errLeft):
+			dr.forget(c)
+			return err
 		case !inst.gone() && !errors.Is(err, hv.ErrClosed):
 			dr.forget(c)
 			return fmt.Errorf("attach to driver %s: %w", dr.name(), err)
@@ -136,8 +142,13 @@ func (dr *driver) forget(c *client) {
 	delete(dr.clients, c.att.ID)
 }
 
-// detach ends the service for a client and forgets it. Its files stay the caller's.
+// detach ends the service for a client and forgets it, also while it is being attached. Its files stay the caller's.
 func (dr *driver) detach(c *client) {
+	c.mu.Lock()
+	c.gone = true
+	c.mu.Unlock()
+	c.attaching.Lock()
+	defer c.attaching.Unlock()
 	dr.mu.Lock()
 	delete(dr.clients, c.att.ID)
 	inst := dr.inst
@@ -245,6 +256,9 @@ func (dr *driver) view() api.Driver {
 	clients := dr.clientList()
 	v.Disks = slices.Clone(v.Disks)
 	for i := range v.Disks {
+		if v.Socket {
+			v.Disks[i].Socket = dr.d.portalSocket(dr.name(), v.Disks[i].ID)
+		}
 		for _, b := range dr.backings {
 			if b.id == v.Disks[i].ID {
 				v.Disks[i].Bytes = b.size

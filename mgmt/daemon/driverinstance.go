@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -25,6 +26,9 @@ type driverInstance struct {
 	hung       chan struct{}
 	hungSince  atomic.Int64 // Unix nanoseconds of the last sign of life, set before hung is closed
 	hungOnce   atomic.Bool
+
+	mu     sync.Mutex
+	strays map[uint64]bool // an adopted instance serves them for a portal that was not asked yet
 }
 
 // Names of the descriptors that a driver's grailvm keeps for the next graild, as Disk of pseudo-attachments.
@@ -165,9 +169,18 @@ func (i *driverInstance) attach(c *client) error {
 	c.attaching.Lock()
 	defer c.attaching.Unlock()
 	c.mu.Lock()
-	served := c.on == i
+	served, gone := c.on == i, c.gone
 	c.mu.Unlock()
 	if served {
+		return nil
+	}
+	if gone {
+		return errLeft
+	}
+	if len(i.takeStrays(func(id uint64) bool { return id == c.att.ID })) > 0 {
+		c.mu.Lock()
+		c.on, c.err, c.dead = i, "", false
+		c.mu.Unlock()
 		return nil
 	}
 	att := cloneAttachment(c.att)
@@ -183,6 +196,22 @@ func (i *driverInstance) attach(c *client) error {
 	c.on = i
 	return nil
 }
+
+// takeStrays removes and returns the strays for which ok holds.
+func (i *driverInstance) takeStrays(ok func(id uint64) bool) (taken []uint64) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for id := range i.strays {
+		if ok(id) {
+			taken = append(taken, id)
+			delete(i.strays, id)
+		}
+	}
+	return taken
+}
+
+// errLeft reports a client that is being detached.
+var errLeft = errors.New("the client is leaving")
 
 // detach ends the service for c; by force when the driver does not let go of it in time.
 func (i *driverInstance) detach(id uint64) error {

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -12,7 +13,11 @@ import (
 const (
 	firstPause = 200 * time.Microsecond
 	firstLimit = 5 * time.Second
+	firstQuiet = 10 // looks in a row that find nothing waiting
 )
+
+// askPeriod is how often a driver with work pending is asked whom it serves.
+const askPeriod = time.Second
 
 // monitor watches an instance that serves: its heartbeat, and its first completed request for the record of the
 // recovery that it is part of, if any. stop returns when nothing is watched any more.
@@ -35,13 +40,14 @@ func (dr *driver) monitor(inst *driverInstance, rec *recovery) (stop func()) {
 // awaitFirst takes the time of the instance's first completed request, if requests wait for it.
 func (dr *driver) awaitFirst(inst *driverInstance, rec *recovery, quit <-chan struct{}) {
 	limit := time.Now().Add(firstLimit)
-	for {
+	for quiet := 0; quiet < firstQuiet && time.Now().Before(limit); quiet++ {
 		if inst.requests() > 0 {
 			rec.crash.First = time.Now()
 			return
 		}
-		if time.Now().After(limit) || len(dr.pendingClients(inst)) == 0 && inst.requests() == 0 {
-			return
+		// A request is completed a little before it is counted.
+		if len(dr.pendingClients(inst)) > 0 {
+			quiet = 0
 		}
 		select {
 		case <-quit:
@@ -59,6 +65,7 @@ func (dr *driver) watchBeat(inst *driverInstance, quit <-chan struct{}) {
 	tick := time.NewTicker(h.Interval())
 	defer tick.Stop()
 	var threads schedule
+	asked := time.Now()
 	for {
 		select {
 		case <-quit:
@@ -70,6 +77,11 @@ func (dr *driver) watchBeat(inst *driverInstance, quit <-chan struct{}) {
 		case <-tick.C:
 		}
 		pending := dr.pendingClients(inst)
+		if len(pending) > 0 && time.Since(asked) > askPeriod {
+			// Others may keep the driver beating while one client was given up.
+			asked = time.Now()
+			dr.confirm(inst, pending)
+		}
 		sample := reincarnation.Sample{Beat: inst.beat(), Busy: inst.hostBusy(), Pending: len(pending) > 0}
 		switch h.Observe(time.Now(), sample, func() time.Duration { return threads.starved() }) {
 		case reincarnation.Suspect:
@@ -106,6 +118,9 @@ func (dr *driver) confirm(inst *driverInstance, pending []*client) bool {
 		c.dead = true
 		c.mu.Unlock()
 		dr.d.log.Warn("client broke the rules of its ring", "driver", dr.name(), "client", c.att.Client, "disk", c.att.Disk, "driver said", st.Dead)
+		if c.refuse != nil {
+			dr.d.background.Go(func() { c.refuse(errors.New("the client broke the rules of its ring and is no longer served")) })
+		}
 	}
 	return served > 0
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -30,7 +31,12 @@ type ending struct {
 // run is the driver's life: instance after instance. inst is an adopted one, or nil to start one; rec is the unfinished
 // record of how the last one ended, or nil.
 func (dr *driver) run(inst *driverInstance, rec *recovery) {
+	var portal sync.WaitGroup
+	if dr.rec.Config.Socket {
+		portal.Go(func() { dr.runPortal(dr.adopted) })
+	}
 	defer close(dr.stopped)
+	defer portal.Wait()
 	defer func() { rec.complete() }()
 	for {
 		var err error
@@ -187,10 +193,11 @@ func (dr *driver) judge(inst *driverInstance, r *hv.Report, detected, stopped ti
 	inj := dr.injected
 	dr.mu.Unlock()
 	e := &ending{report: r, crashed: r.Ended, detected: detected, stopped: stopped}
+	// A report of its own says more: it died before it was ended as hung.
 	hung := false
 	select {
 	case <-inst.hung:
-		hung = true
+		hung = r.Cause == hv.CauseKilled
 	default:
 	}
 	switch {
@@ -249,25 +256,27 @@ func (dr *driver) bringUp(inst *driverInstance, rec *recovery) error {
 	}
 }
 
-// keepServed takes note of what an adopted instance serves already, and ends what nobody wants any more.
+// keepServed takes note of what an adopted instance serves already, and ends what nobody wants any more. What belongs to
+// vhost-user clients is sorted out when the portal has been asked.
 func (dr *driver) keepServed(inst *driverInstance, served []uint64) {
+	strays := map[uint64]bool{}
 	dr.mu.Lock()
-	var stray []uint64
+	portal := dr.rec.Config.Socket
 	for _, id := range served {
-		if c := dr.clients[id]; c != nil {
-			c.mu.Lock()
-			c.on = inst
-			c.mu.Unlock()
-		} else {
-			stray = append(stray, id)
+		c := dr.clients[id]
+		if c == nil {
+			strays[id] = true
+			continue
 		}
+		c.mu.Lock()
+		c.on = inst
+		c.mu.Unlock()
 	}
 	dr.mu.Unlock()
-	for _, id := range stray {
-		if err := inst.detach(id); err != nil {
-			dr.d.log.Warn("detach of a client that is gone", "driver", dr.name(), "attachment", id, "error", err)
-		}
-	}
+	inst.mu.Lock()
+	inst.strays = strays
+	inst.mu.Unlock()
+	dr.dropStrays(func(id uint64) bool { return !portal || id < hv.PortalIDs })
 }
 
 // died makes the crash record of an instance, unless it was ended to be replaced, and returns how long its successor has
@@ -297,10 +306,13 @@ func (dr *driver) died(inst *driverInstance, e *ending) (*recovery, time.Duratio
 	return dr.d.newRecovery(c, inst.report), wait
 }
 
-// inject sends the driver a request to misbehave.
+// inject sends the driver a request to misbehave. It may do so before the answer is out.
 func (i *driverInstance) inject(how string) error {
 	_, got, err := i.call(hv.Request{Op: hv.OpMessage, Message: &abi.Message{Type: abi.MsgInject, Text: how}}, callTimeout)
 	closeFDs(got)
+	if errors.Is(err, hv.ErrClosed) {
+		return nil
+	}
 	return err
 }
 

@@ -202,6 +202,9 @@ func (v *vm) reap(inst *instance, clients []*client) {
 	select {
 	case <-inst.ended:
 	case <-v.d.closing: // the next graild adopts it
+		for _, c := range clients {
+			c.close()
+		}
 		return
 	}
 	for _, c := range clients {
@@ -277,7 +280,10 @@ func (v *vm) force(inst *instance) error {
 		case <-time.After(time.Second):
 		}
 	}
-	return inst.proc.Kill()
+	if err := inst.proc.Kill(); err != nil && !inst.gone() {
+		return err
+	}
+	return nil
 }
 
 // stop ends the VM: SIGTERM, then force after grace.

@@ -41,7 +41,6 @@ type Driver struct {
 	Generation int              `json:"generation"`
 	Engine     hv.Engine        `json:"engine,omitempty"`
 	Process    Process          `json:"process"`
-	Portal     Process          `json:"portal"` // its vhost-user portal, when it has one
 	Created    time.Time        `json:"created"`
 	Started    time.Time        `json:"started,omitzero"`
 	Crashes    int              `json:"crashes"`

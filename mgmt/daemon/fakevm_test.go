@@ -1,0 +1,277 @@
+package daemon
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/grailos/grail/hv"
+	"github.com/grailos/grail/hv/abi"
+)
+
+// TestMain makes the test binary stand in for grailvm: it keeps the control contract and runs "programs" that are one
+// line of text.
+func TestMain(m *testing.M) {
+	if os.Args[0] == "grailvm" {
+		(&fakeVM{}).main()
+	}
+	os.Exit(m.Run())
+}
+
+// fakeVM is a grailvm without an engine. Personalities understand: "exit N", "cat", "wait", "ignore", "io N" (N requests,
+// one after the other), "shy N" (the same without ringing the driver), "lie" (breaks the rules of its ring) and
+// "memory". Drivers serve rings by copying the available index to the used index; "broken" ones end at once.
+type fakeVM struct {
+	spec    hv.Spec
+	started time.Time
+
+	mu       sync.Mutex
+	attached map[uint64]*fakeClient
+	dead     []string
+	hang     bool
+	beat     uint64
+	requests uint64
+	signals  chan int
+}
+
+type fakeClient struct {
+	att hv.Attachment
+	fds []int
+}
+
+func (v *fakeVM) main() {
+	v.started = time.Now()
+	v.signals = make(chan int, 8)
+	v.attached = map[uint64]*fakeClient{}
+	if err := json.NewDecoder(os.NewFile(hv.SpecFD, "spec")).Decode(&v.spec); err != nil {
+		fmt.Fprintln(os.Stderr, "fake:", err)
+		os.Exit(1)
+	}
+	b := make([]byte, 100)
+	n, _ := unix.Pread(v.spec.Program, b, 0)
+	f := strings.Fields(string(b[:n]))
+	if f[0] == "broken" {
+		v.end(hv.Report{Cause: hv.CauseExit, Code: 9})
+	}
+	go v.control()
+	if v.spec.Kind == hv.Driver {
+		v.drive()
+	}
+	v.run(f)
+}
+
+// end writes the report and exits.
+func (v *fakeVM) end(r hv.Report) {
+	r.Name, r.Started, r.Ended, r.Console = v.spec.Name, v.started, time.Now(), []string{"last words"}
+	_ = json.NewEncoder(os.NewFile(uintptr(v.spec.Report), "report")).Encode(r)
+	os.Exit(0)
+}
+
+func (v *fakeVM) run(f []string) {
+	arg := func() int {
+		n, err := strconv.Atoi(f[len(f)-1])
+		if err != nil {
+			panic(err)
+		}
+		return n
+	}
+	switch f[0] {
+	case "exit":
+		v.end(hv.Report{Cause: hv.CauseExit, Code: arg()})
+	case "cat":
+		_, err := io.Copy(os.NewFile(uintptr(v.spec.Stdout), "stdout"), os.NewFile(uintptr(v.spec.Stdin), "stdin"))
+		if err != nil {
+			v.end(hv.Report{Cause: hv.CauseExit, Code: 1})
+		}
+	case "wait":
+		v.end(hv.Report{Cause: hv.CauseSignal, Signal: <-v.signals})
+	case "ignore":
+		select {}
+	case "memory":
+		v.end(hv.Report{Cause: hv.CauseMemory})
+	case "io", "shy":
+		a := v.spec.Attachments[0]
+		for range arg() {
+			avail := get16(&a, nil, a.Queues[0].Avail+2) + 1
+			put16(&a, nil, a.Queues[0].Avail+2, avail)
+			if f[0] == "io" {
+				_, _ = unix.Write(a.Queues[0].Kick, binary.NativeEndian.AppendUint64(nil, 1))
+			}
+			for get16(&a, nil, a.Queues[0].Used+2) != avail {
+				poll := []unix.PollFd{{Fd: int32(a.Queues[0].Call), Events: unix.POLLIN}}
+				_, _ = unix.Poll(poll, 100)
+				drain(a.Queues[0].Call)
+			}
+		}
+	case "lie":
+		a := v.spec.Attachments[0]
+		put16(&a, nil, a.Queues[0].Avail+2, 9999)
+		_, _ = unix.Write(a.Queues[0].Kick, binary.NativeEndian.AppendUint64(nil, 1))
+		select {}
+	}
+	v.end(hv.Report{Cause: hv.CauseExit})
+}
+
+func drain(fd int) {
+	var b [8]byte
+	_, _ = unix.Read(fd, b[:])
+}
+
+// region finds the file and offset of an address.
+func region(a *hv.Attachment, fds []int, addr uint64) (int, int64) {
+	for _, r := range a.Regions {
+		if addr >= r.Base && addr < r.Base+r.Size {
+			fd := r.FD
+			if fds != nil {
+				fd = fds[fd]
+			}
+			return fd, int64(addr - r.Base + r.Offset)
+		}
+	}
+	panic("address outside the grant")
+}
+
+func get16(a *hv.Attachment, fds []int, addr uint64) uint16 {
+	var b [2]byte
+	fd, off := region(a, fds, addr)
+	_, _ = unix.Pread(fd, b[:], off)
+	return binary.LittleEndian.Uint16(b[:])
+}
+
+func put16(a *hv.Attachment, fds []int, addr uint64, n uint16) {
+	fd, off := region(a, fds, addr)
+	_, _ = unix.Pwrite(fd, binary.LittleEndian.AppendUint16(nil, n), off)
+}
+
+// drive serves the attached rings when it is rung.
+func (v *fakeVM) drive() {
+	status := -1
+	for _, c := range v.spec.Caps {
+		if c.Kind == abi.CapStatus {
+			status = c.FD
+		}
+	}
+	for {
+		v.mu.Lock()
+		poll := []unix.PollFd{{Fd: -1}}
+		for _, c := range v.attached {
+			for _, q := range c.att.Queues {
+				poll = append(poll, unix.PollFd{Fd: int32(c.fds[q.Kick]), Events: unix.POLLIN})
+			}
+		}
+		v.mu.Unlock()
+		n, _ := unix.Poll(poll, 5) // also to see new attachments
+		v.mu.Lock()
+		if v.hang {
+			v.mu.Unlock()
+			select {}
+		}
+		if n > 0 {
+			v.beat++
+			for _, c := range v.attached {
+				v.serve(c)
+			}
+			_, _ = unix.Pwrite(status, binary.LittleEndian.AppendUint64(nil, v.beat), abi.StatusBeat)
+			_, _ = unix.Pwrite(status, binary.LittleEndian.AppendUint64(nil, v.requests), abi.StatusRequests)
+		}
+		v.mu.Unlock()
+	}
+}
+
+// serve completes what a client asks for. The caller holds v.mu.
+func (v *fakeVM) serve(c *fakeClient) {
+	for _, q := range c.att.Queues {
+		drain(c.fds[q.Kick])
+		avail, used := get16(&c.att, c.fds, q.Avail+2), get16(&c.att, c.fds, q.Used+2)
+		switch n := avail - used; {
+		case n > q.Size:
+			v.dead = append(v.dead, "available index out of range")
+			delete(v.attached, c.att.ID)
+		case n > 0:
+			v.requests += uint64(n)
+			put16(&c.att, c.fds, q.Used+2, avail)
+			_, _ = unix.Write(c.fds[q.Call], binary.NativeEndian.AppendUint64(nil, 1))
+		}
+	}
+}
+
+func (v *fakeVM) control() {
+	for {
+		fd, _, err := unix.Accept4(v.spec.Control, unix.SOCK_CLOEXEC)
+		if err != nil {
+			continue
+		}
+		go func() {
+			c := hv.NewConn(fd)
+			defer c.Close()
+			for {
+				var req hv.Request
+				fds, err := c.Receive(&req)
+				if err != nil {
+					return
+				}
+				resp, send := v.answer(req, fds)
+				if c.Send(resp, send...) != nil {
+					return
+				}
+			}
+		}()
+	}
+}
+
+func (v *fakeVM) answer(req hv.Request, fds []int) (resp hv.Response, send []int) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	switch req.Op {
+	case hv.OpStatus:
+		resp.Status = &hv.Status{Name: v.spec.Name, State: hv.StateReady, Engine: v.spec.Engine, Beat: v.beat, Dead: v.dead,
+			Attached: slices.Sorted(maps.Keys(v.attached))}
+	case hv.OpAttach:
+		if v.hang {
+			v.mu.Unlock()
+			select {}
+		}
+		if v.attached[req.ID] != nil {
+			resp.Error = "attachment is already served"
+			return resp, nil
+		}
+		c := &fakeClient{att: *req.Attachment, fds: fds}
+		v.attached[req.ID] = c
+		_, _ = unix.Write(fds[c.att.Queues[0].Kick], binary.NativeEndian.AppendUint64(nil, 1))
+	case hv.OpDetach, hv.OpRevoke:
+		delete(v.attached, req.ID)
+	case hv.OpAttachments:
+		for _, a := range v.spec.Attachments {
+			a = cloneAttachment(a)
+			a.Descriptors(func(fd *int) {
+				send = append(send, *fd)
+				*fd = len(send) - 1
+			})
+			resp.Attachments = append(resp.Attachments, a)
+		}
+	case hv.OpMessage:
+		switch req.Message.Text {
+		case "hang":
+			v.hang = true
+		case "fault":
+			v.end(hv.Report{Cause: hv.CauseSignal, Signal: 11, Fault: &hv.Fault{Vector: 14, Signal: 11, Address: 0,
+				Regs: map[string]uint64{"rip": 0x401000}, Code: []byte{0xc6, 0x00, 0x2a}, Frames: []uint64{0x402000}}})
+		}
+	case hv.OpSignal:
+		v.signals <- req.Signal
+	case hv.OpKill:
+		v.end(hv.Report{Cause: hv.CauseStop})
+	}
+	return resp, send
+}
