@@ -26,6 +26,8 @@ type Call struct {
 
 	// Guarded by g.mu.
 	id          uint64 // of the current notification; a restart by the kernel makes a new one
+	ordinal     uint64 // how many notifications had been received when id was
+	stops       int    // after the answer: how often the thread left the call without it (see lostAnswer)
 	answer      response
 	done        bool
 	gone        bool
@@ -157,13 +159,16 @@ func (c *Call) Install(fd, guestFD int, cloexec bool) error {
 
 		// Not under the lock: the thread itself does the work and must first be scheduled.
 		err := ioctl(g.listener, notifAddFD, &add)
-		if err != unix.ENOENT && err != unix.EINPROGRESS && err != unix.EINTR {
+		switch err {
+		case unix.ENOENT, unix.ESRCH:
+			if !g.traced && !c.Valid() {
+				return ErrGone
+			}
+		case unix.EINPROGRESS, unix.EINTR:
+		default:
 			return err
 		}
-		if err == unix.ENOENT && !g.traced && !c.Valid() {
-			return ErrGone
-		}
-		if err == unix.ENOENT {
+		if err == unix.ENOENT || err == unix.ESRCH {
 			// A signal took the thread out of its wait; it is on its way back.
 			if err := g.await(rebound); err != nil {
 				return ErrGone
@@ -172,9 +177,9 @@ func (c *Call) Install(fd, guestFD int, cloexec bool) error {
 	}
 }
 
-// interrupt marks c; g.mu is held.
-func (c *Call) interrupt() {
-	if c.isIntr {
+// interrupt marks c when a signal is really withheld; g.mu is held.
+func (c *Call) interrupt(really bool) {
+	if c.isIntr || !really {
 		return
 	}
 	c.isIntr = true

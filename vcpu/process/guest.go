@@ -17,21 +17,28 @@ type Guest struct {
 	cfg      Config
 	pid      int // in the supervisor's process namespace; unreaped until done
 	self     uint32
+	sender   int32 // si_pid of the signals that the supervisor sends
 	listener int
 	pidfd    int
 	proc     int // its /proc directory
 	mem      int // its /proc/PID/mem, or -1
 	status   int // its /proc/PID/status, or -1
 	traced   bool
+	executed bool // the stop at the end of execve was seen; only during Start
 	weak     bool
 
 	receiving chan struct{} // holds a token while somebody receives notifications
 
 	mu       sync.Mutex
 	calls    map[int]*Call      // by TID: unanswered, or answered with the answer not yet taken
+	last     map[int]*Call      // by TID: the call answered last, while its answer may yet be lost
 	withheld map[int][]withheld // by TID, in order of arrival
+	received uint64             // notifications so far
 	cloning  map[int]struct{}   // threads in a native clone
 	threads  int
+	waiting  []notification // clones that wait for another thread's end
+	exited   int            // threads that ended
+	hopeless int            // exited when last nobody ended in time
 	backlog  []*Call // received while Install waited, for Next
 	exit     Exit
 	killed   bool
@@ -107,6 +114,10 @@ func (g *Guest) receive(timeoutMs int) (*Call, error) {
 	default:
 		return nil, nil
 	}
+	// Received under the lock, so that the tracer, when it sees a thread stop, knows whether its call has been. It
+	// does not block: there was a notification, and one that is withdrawn meanwhile is ENOENT.
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	var n notification
 	switch err := ioctl(g.listener, notifRecv, &n); err {
 	case nil:
@@ -118,16 +129,17 @@ func (g *Guest) receive(timeoutMs int) (*Call, error) {
 	}
 }
 
-// accept deals with one notification; it returns the call when the supervisor has to.
+// accept deals with one notification; it returns the call when the supervisor has to. g.mu is held.
 func (g *Guest) accept(n *notification) *Call {
-	g.mu.Lock()
-	defer g.mu.Unlock()
 	tid := int(n.PID)
-	delete(g.cloning, tid) // it is here, so its clone has failed or is over
+	g.received++
+	last := g.last[tid]
+	delete(g.last, tid)
+	g.cloneOver(tid)
 	switch n.Nr {
 	case unix.SYS_CLONE:
 		if makesThread(n.Args[0]) {
-			g.clone(n)
+			g.clone(n, true)
 			return nil
 		}
 	case unix.SYS_TKILL:
@@ -152,19 +164,27 @@ func (g *Guest) accept(n *notification) *Call {
 	if c := g.calls[tid]; c != nil {
 		if c.Nr == int(n.Nr) && c.ip == n.IP && c.Args == n.Args {
 			// The kernel restarted the call (a withheld signal, a frozen or stopped cgroup): the same call.
-			c.id = n.ID
+			c.id, c.ordinal = n.ID, g.received
 			if c.rebound != nil {
 				close(c.rebound)
 				c.rebound = nil
 			}
-			if c.done {
+			if c.done && c.answer.Error == 0 { // for Restart, the signals are on their way
 				g.send(c)
 			}
 			return nil
 		}
 		c.vanish() // only without ptrace: a signal handler left it
 	}
-	c := &Call{TID: tid, Nr: int(n.Nr), Args: n.Args, g: g, ip: n.IP, id: n.ID}
+	if g.lostAnswer(last, n) {
+		last.id, last.ordinal, last.stops = n.ID, g.received, 0
+		g.calls[tid] = last
+		if !g.resend(tid) {
+			g.send(last)
+		}
+		return nil
+	}
+	c := &Call{TID: tid, Nr: int(n.Nr), Args: n.Args, g: g, ip: n.IP, id: n.ID, ordinal: g.received}
 	g.calls[tid] = c
 	for _, w := range g.withheld[tid] {
 		if !w.sent {
@@ -172,6 +192,19 @@ func (g *Guest) accept(n *notification) *Call {
 		}
 	}
 	return c
+}
+
+// lostAnswer reports whether n is the call last, made again because a signal won the race against the answer that the kernel
+// had already taken (in all kernels, as long as a wait can be interrupted). A thread that makes the same call twice looks alike,
+// but then its second call was notified, and interrupted before it was received: one number is missing in the sequence
+// of notifications. Notifications are received in the order of their numbers, so all that are missing below
+// n's were interrupted like that. When other threads are missing some too, the call counts as new.
+func (g *Guest) lostAnswer(last *Call, n *notification) bool {
+	if last == nil || last.stops == 0 || last.Nr != int(n.Nr) || last.ip != n.IP || last.Args != n.Args {
+		return false
+	}
+	missing := (n.ID - last.id) - (g.received - last.ordinal)
+	return missing == uint64(last.stops-1)
 }
 
 // send gives the kernel the answer of c; g.mu is held. When the thread is not waiting at the moment, the answer stays with
@@ -183,6 +216,10 @@ func (g *Guest) send(c *Call) error {
 	switch err {
 	case nil:
 		delete(g.calls, c.TID)
+		if g.traced && answer.Flags == 0 {
+			c.stops = 0
+			g.last[c.TID] = c
+		}
 		g.resend(c.TID)
 	case unix.ENOENT:
 		err = nil
@@ -196,25 +233,6 @@ func (g *Guest) proceed(n *notification) bool {
 	err := ioctl(g.listener, notifSend, &response{ID: n.ID, Flags: unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE})
 	g.resend(int(n.PID))
 	return err == nil
-}
-
-// clone counts a new thread and lets it be made, or refuses it; g.mu is held.
-func (g *Guest) clone(n *notification) {
-	if !g.traced {
-		if threads, ok := g.statusNumber("Threads:", 10); ok {
-			g.threads = int(threads)
-		}
-		clear(g.cloning) // not known; the kernel's count lags by what runs at this moment
-	}
-	if g.threads+len(g.cloning) >= g.cfg.MaxThreads {
-		_ = ioctl(g.listener, notifSend, &response{ID: n.ID, Error: -int32(unix.EAGAIN)})
-		g.resend(int(n.PID))
-		return
-	}
-	g.cloning[int(n.PID)] = struct{}{}
-	if !g.proceed(n) {
-		delete(g.cloning, int(n.PID))
-	}
 }
 
 // hasThread reports whether tid, as the guest names it, is a thread of the guest.

@@ -73,6 +73,9 @@ type mode struct {
 
 const nobody = 65534
 
+// forceMode is the only mode to try, in tests.
+var forceMode *mode
+
 func modes(weak bool) []mode {
 	uid := os.Geteuid()
 	list := []mode{{"a user namespace of its own", true, true, uid}}
@@ -97,7 +100,11 @@ var errProgram = errors.New("process: cannot execute the program")
 
 func spawnAny(cfg Config, program *os.File) (*Guest, error) {
 	var errs []error
-	for _, m := range modes(cfg.AllowWeak) {
+	list := modes(cfg.AllowWeak)
+	if forceMode != nil {
+		list = []mode{*forceMode}
+	}
+	for _, m := range list {
 		g, err := spawn(cfg, program, m)
 		if err == nil {
 			return g, nil
@@ -127,10 +134,10 @@ func spawn(cfg Config, program *os.File, m mode) (_ *Guest, err error) {
 		cfg: cfg, pid: pid, pidfd: pidfd, listener: -1, proc: -1, mem: -1, status: -1,
 		self: 1, weak: !m.namespaces, threads: 1,
 		receiving: make(chan struct{}, 1), done: make(chan struct{}),
-		calls: map[int]*Call{}, withheld: map[int][]withheld{}, cloning: map[int]struct{}{},
+		calls: map[int]*Call{}, last: map[int]*Call{}, withheld: map[int][]withheld{}, cloning: map[int]struct{}{},
 	}
 	if g.weak {
-		g.self = uint32(pid)
+		g.self, g.sender = uint32(pid), int32(os.Getpid())
 	}
 	defer func() {
 		if err != nil {
@@ -268,19 +275,33 @@ func (g *Guest) awaitChild(fds ...int) error {
 		}
 		var status unix.WaitStatus
 		if tid, err := unix.Wait4(g.pid, &status, unix.WALL|unix.WNOHANG, nil); g.traced && err == nil && tid == g.pid && status.Stopped() {
-			g.passStop(status)
+			if g.passStop(status) {
+				return nil
+			}
 		}
 	}
 }
 
-// passStop lets a child that is not yet the guest go on.
-func (g *Guest) passStop(status unix.WaitStatus) {
-	sig := status.StopSignal()
-	if status>>16 != 0 {
-		sig = 0
+// passStop lets a child that is not yet the guest go on. It reports true, and lets it wait, when it has just become the guest.
+func (g *Guest) passStop(status unix.WaitStatus) bool {
+	switch event := int(status >> 16); event {
+	case 0:
+		sig := status.StopSignal()
+		if fatalInExec(sig) {
+			// The old program is gone and the new cannot be loaded. The first process of a namespace does not die of its own.
+			_ = unix.Kill(g.pid, unix.SIGKILL)
+		}
+		_ = ptraceCont(g.pid, sig)
+	case unix.PTRACE_EVENT_EXEC:
+		g.executed = true
+	default:
+		_ = ptraceCont(g.pid, 0)
 	}
-	_ = ptraceCont(g.pid, sig)
+	return g.executed
 }
+
+// fatalInExec are the signals that a failing execve sends.
+func fatalInExec(sig unix.Signal) bool { return sig == unix.SIGSEGV || sig == unix.SIGBUS }
 
 // execute lets the child's one execveat through and returns when it has succeeded.
 func (g *Guest) execute(parent *os.File) error {
@@ -343,15 +364,13 @@ func (g *Guest) awaitExec(parent *os.File) error {
 		}
 		return fmt.Errorf("%w: %w", errProgram, syscall.Errno(n.Args[1]))
 	}
-	for g.traced {
+	for g.traced && !g.executed {
 		var status unix.WaitStatus
 		_, err := unix.Wait4(g.pid, &status, unix.WALL, nil)
 		switch {
 		case err == unix.EINTR:
 		case err != nil:
 			return err
-		case status.Stopped() && int(status>>16) == unix.PTRACE_EVENT_EXEC:
-			return nil
 		case status.Stopped():
 			g.passStop(status)
 		case status.Signaled():

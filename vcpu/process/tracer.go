@@ -44,7 +44,7 @@ func (g *Guest) stopped(tid int, status unix.WaitStatus) {
 	case unix.PTRACE_EVENT_CLONE:
 		g.mu.Lock()
 		g.threads++
-		delete(g.cloning, tid)
+		g.cloneOver(tid)
 		g.mu.Unlock()
 		_ = ptraceCont(tid, 0)
 	case unix.PTRACE_EVENT_STOP:
@@ -78,59 +78,96 @@ func (g *Guest) signalled(tid int, sig unix.Signal) {
 	_ = ptraceCont(tid, g.deliver(tid, sig, &info, &regs))
 }
 
-// deliver returns the signal with which the thread goes on: sig, or 0 when it is withheld until the call ends.
+// deliver returns the signal with which the thread goes on: sig, or 0 when it is withheld until the call ends. It
+// changes the registers of a thread that was taken out of a call.
 func (g *Guest) deliver(tid int, sig unix.Signal, info *siginfo, regs *unix.PtraceRegs) unix.Signal {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.restoreInfo(tid, sig, info)
-	c := g.calls[tid]
-	if !g.inCall(c, regs) || stopsByDefault(sig) {
+	if !g.restoreInfo(tid, sig, info) {
+		return 0
+	}
+	where := g.place(tid, regs)
+	if where == elsewhere || stopsByDefault(sig) {
+		if where == elsewhere {
+			delete(g.last, tid) // it took its answer
+		}
 		return sig
 	}
-	if g.disposition(sig) == ignored || ignoredByDefault(sig) && g.disposition(sig) == byDefault {
-		return 0 // and the call goes on
+	drop := false
+	if d := g.disposition(sig); d == ignored || d == byDefault && ignoredByDefault(sig) {
+		drop = true // such a signal interrupts no call
 	}
-	if c == nil || !c.done {
-		g.withhold(tid, sig, info)
-		if c != nil {
-			c.interrupt()
+	c := g.calls[tid]
+	if c != nil && c.done && c.answer.Flags == 0 {
+		// The answer came while the thread was out of its wait: put it into the registers.
+		regs.Rip, regs.Rax, regs.Orig_rax = c.ip, uint64(c.answer.Val), ^uint64(0)
+		if c.answer.Error != 0 { // Restart: the kernel decides between EINTR and making the call again
+			regs.Rax, regs.Orig_rax = uint64(int64(c.answer.Error)), uint64(c.Nr)
+		}
+		_ = unix.PtraceSetRegs(tid, regs)
+		delete(g.calls, tid)
+	} else {
+		if where == leaving {
+			// Do the kernel's restart here, so that a second signal at this same stop is told from one after
+			// the call was made again.
+			regs.Rip, regs.Rax, regs.Orig_rax = regs.Rip-syscallLength, regs.Orig_rax, ^uint64(0)
+			_ = unix.PtraceSetRegs(tid, regs)
+		}
+		switch last := g.last[tid]; {
+		case c != nil:
+			c.interrupt(!drop)
+		case last == nil:
+			return sig // the call was never received: the handler comes before it
+		case where == leaving:
+			last.stops++ // the call was never received, or its answer was lost: accept will know
+		}
+		if !drop {
+			g.withhold(tid, sig, info)
 		}
 		return 0
 	}
-	// The answer has come while the thread was out of its wait: put it into the registers, and prevent a restart.
-	regs.Rip = c.ip
-	switch {
-	case c.answer.Flags != 0: // Close: let the kernel restart it, it will be answered then
-		g.withhold(tid, sig, info)
+	if drop {
 		return 0
-	case c.answer.Error != 0: // Restart: the kernel decides between EINTR and a restart
-		regs.Rax, regs.Orig_rax = uint64(int64(c.answer.Error)), uint64(c.Nr)
-	default:
-		regs.Rax, regs.Orig_rax = uint64(c.answer.Val), ^uint64(0)
 	}
-	_ = unix.PtraceSetRegs(tid, regs)
-	delete(g.calls, tid)
 	return sig
 }
 
-// inCall reports whether the registers are those of a thread that was taken out of a forwarded call, c if
-// it has been received: either on its way out, or about to make it again.
-func (g *Guest) inCall(c *Call, regs *unix.PtraceRegs) bool {
-	restart := int64(errRestartSys)
-	if regs.Rax == uint64(-restart) && int64(regs.Orig_rax) >= 0 {
-		if c != nil {
-			return regs.Orig_rax == uint64(c.Nr) && regs.Rip == c.ip
-		}
-		args := [6]uint64{regs.Rdi, regs.Rsi, regs.Rdx, regs.R10, regs.R8, regs.R9}
-		return !native(g.cfg.Native, g.self, regs.Orig_rax, &args)
+// place is where a thread stopped for a signal.
+type place int
+
+const (
+	elsewhere place = iota // not in a forwarded call
+	leaving                // on its way out of a forwarded call, without a result
+	returning              // about to make it again
+)
+
+const syscallLength = 2 // bytes of the instruction
+
+// place finds out where tid stopped; g.mu is held. It forgets the last answer when the thread has certainly taken it.
+func (g *Guest) place(tid int, regs *unix.PtraceRegs) place {
+	args := [6]uint64{regs.Rdi, regs.Rsi, regs.Rdx, regs.R10, regs.R8, regs.R9}
+	is := func(c *Call, nr uint64, ip uint64) bool {
+		return c != nil && uint64(c.Nr) == nr && c.ip == ip && c.Args == args
 	}
-	const syscallLength = 2 // bytes of the instruction
-	return c != nil && regs.Rip == c.ip-syscallLength && regs.Rax == uint64(c.Nr)
+	c, last := g.calls[tid], g.last[tid]
+	restart := int64(errRestartSys)
+	if regs.Rax == uint64(-restart) && int64(regs.Orig_rax) >= 0 && !native(g.cfg.Native, g.self, regs.Orig_rax, &args) {
+		if !is(last, regs.Orig_rax, regs.Rip) {
+			delete(g.last, tid)
+		}
+		if c != nil && !is(c, regs.Orig_rax, regs.Rip) {
+			return elsewhere
+		}
+		return leaving
+	}
+	if is(c, regs.Rax, regs.Rip+syscallLength) || c == nil && last != nil && last.stops > 0 && is(last, regs.Rax, regs.Rip+syscallLength) {
+		return returning
+	}
+	return elsewhere
 }
 
 // withhold queues a signal; g.mu is held. A standard signal is queued once, as in the kernel.
 func (g *Guest) withhold(tid int, sig unix.Signal, info *siginfo) {
-	const firstRealTime = 32
 	queue := g.withheld[tid]
 	if len(queue) >= maxWithheld {
 		return
@@ -145,34 +182,47 @@ func (g *Guest) withhold(tid int, sig unix.Signal, info *siginfo) {
 	g.withheld[tid] = append(queue, withheld{sig: sig, info: *info})
 }
 
-// restoreInfo puts the original siginfo back when a withheld signal arrives again; g.mu is held.
-func (g *Guest) restoreInfo(tid int, sig unix.Signal, info *siginfo) {
+// restoreInfo puts the original siginfo back when a withheld signal arrives again; g.mu is held. It reports false for one to
+// drop: when the guest sends the same standard signal meanwhile, either may arrive first, alone or followed by the other;
+// the first stands for both.
+func (g *Guest) restoreInfo(tid int, sig unix.Signal, info *siginfo) bool {
 	const sentByTkill = -6 // SI_TKILL (asm-generic/siginfo.h)
+	if info.Code != sentByTkill {
+		return true
+	}
+	ours := info.pid() == g.sender
 	queue := g.withheld[tid]
 	for i, w := range queue {
-		if w.sent && w.sig == sig && info.Code == sentByTkill {
+		if w.sent && w.sig == sig && (ours || sig < firstRealTime) {
 			*info = w.info
 			_ = ptraceInfo(unix.PTRACE_SETSIGINFO, tid, info)
 			g.withheld[tid] = append(queue[:i:i], queue[i+1:]...)
 			if len(g.withheld[tid]) == 0 {
 				delete(g.withheld, tid)
 			}
-			return
+			return true
 		}
 	}
+	return !ours
 }
+
+// firstRealTime is the first signal that the kernel queues rather than merges.
+const firstRealTime = 32
 
 // threadGone forgets a thread that ended.
 func (g *Guest) threadGone(tid int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.threads--
-	delete(g.cloning, tid)
+	g.exited++
+	g.cloneOver(tid)
 	delete(g.withheld, tid)
+	delete(g.last, tid)
 	if c := g.calls[tid]; c != nil {
 		c.vanish()
 		delete(g.calls, tid)
 	}
+	g.retryClone()
 }
 
 // finish records the end of the guest.

@@ -166,6 +166,52 @@ static void once(int n, int nr) {
 	raw(0x4704, handled, 0, 0, 0, 0, 0);
 }
 
+// Threads that repeat one and the same call: the supervisor counts per thread.
+enum { MAX_VICTIMS = 4 };
+static pid_t victims[MAX_VICTIMS];
+static long per_victim, lost, repeated;
+static volatile int victims_left;
+
+static void on_same(int sig) { (void)sig; __atomic_add_fetch(&handled, 1, __ATOMIC_SEQ_CST); }
+
+static void *repeat(void *p) {
+	long me = (long)p;
+	victims[me] = gettid();
+	for (long i = 0, want = 0; i < per_victim; i++, want++) {
+		long got = raw(0x4705, me, 0, 0, 0, 0, 0);
+		if (got < want)
+			__atomic_add_fetch(&lost, 1, __ATOMIC_SEQ_CST);
+		else if (got > want)
+			__atomic_add_fetch(&repeated, got - want, __ATOMIC_SEQ_CST);
+		want = got;
+	}
+	victims[me] = 0;
+	__atomic_sub_fetch(&victims_left, 1, __ATOMIC_SEQ_CST);
+	return 0;
+}
+
+static void same(long n, int count) {
+	struct sigaction sa = {.sa_handler = on_same};
+	sigaction(SIGUSR1, &sa, 0);
+	per_victim = n / count;
+	victims_left = count;
+	pthread_t t[MAX_VICTIMS];
+	for (long i = 0; i < count; i++)
+		pthread_create(&t[i], 0, repeat, (void *)i);
+	while (victims_left) {
+		for (int i = 0; i < count; i++)
+			if (victims[i])
+				raw(SYS_tgkill, getpid(), victims[i], SIGUSR1, 0, 0, 0);
+		struct timespec ts = {0, 20000};
+		nanosleep(&ts, 0);
+	}
+	for (int i = 0; i < count; i++)
+		pthread_join(t[i], 0);
+	printf("lost %ld interrupted %d\n", lost, handled > 0);
+	raw(0x4706, repeated, 0, 0, 0, 0, 0);
+	raw(0x4704, handled, 0, 0, 0, 0, 0);
+}
+
 static void on_alarm(int sig) { handled = sig; }
 
 static void alarmed(int restart) {
@@ -274,6 +320,8 @@ int main(int argc, char **argv) {
 	else if (!strcmp(what, "churn")) churn(n);
 	else if (!strcmp(what, "once")) once(n, 0x4701);
 	else if (!strcmp(what, "once-install")) once(n, 0x4703);
+	else if (!strcmp(what, "same")) same(n, 1);
+	else if (!strcmp(what, "same-threads")) same(n, MAX_VICTIMS);
 	else if (!strcmp(what, "alarm")) alarmed(n);
 	else if (!strcmp(what, "pending")) pending();
 	else if (!strcmp(what, "futexes")) futexes(n);
