@@ -2,8 +2,9 @@ package main
 
 import "unsafe"
 
-// badAddress is in no mapping, and not in the first page, so that Go does not take it for a nil dereference.
-var badAddress uintptr = 0xbad000
+// badAddress is in no mapping (Linux maps nothing below 64 KiB), and not in the first page, so that Go does not
+// take it for a nil dereference.
+var badAddress uintptr = 0xbad0
 
 // misbehave makes the program fault or hang, on request, to show that nobody else is harmed.
 func misbehave(how string) {
