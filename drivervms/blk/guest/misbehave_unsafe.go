@@ -9,9 +9,16 @@ var badAddress uintptr = 0xbad0
 // misbehave makes the program fault or hang, on request, to show that nobody else is harmed.
 func misbehave(how string) {
 	if how == "fault" {
-		// Unsafe on purpose: the write must fault.
-		*(*byte)(unsafe.Add(unsafe.Pointer(nil), badAddress)) = 1
+		poke(unsafe.Add(nil, badAddress))
 	}
 	for {
 	}
+}
+
+// poke writes to p. It stands alone because the compiler drops a write before an endless loop.
+//
+//go:noinline
+func poke(p unsafe.Pointer) {
+	// Unsafe on purpose: the write must fault.
+	*(*byte)(p) = 1
 }
