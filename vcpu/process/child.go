@@ -39,7 +39,11 @@ func ChildMain() {
 
 // child does the jail child's work, in the order that the privileges of each step demand. It returns only errors.
 func child() error {
-	spec, err := readSpec(os.NewFile(childSocket, "parent"))
+	socket := os.NewFile(childSocket, "parent")
+	if _, err := socket.WriteString(hello); err != nil {
+		return err
+	}
+	spec, err := readSpec(socket)
 	if err != nil {
 		return fmt.Errorf("reading the specification: %w", err)
 	}

@@ -39,7 +39,7 @@ type Guest struct {
 	waiting  []notification // clones that wait for another thread's end
 	exited   int            // threads that ended
 	hopeless int            // exited when last nobody ended in time
-	backlog  []*Call // received while Install waited, for Next
+	backlog  []*Call        // received while Install waited, for Next
 	exit     Exit
 	killed   bool
 	reaped   bool

@@ -44,7 +44,7 @@ func TestMemoryIsBounded(t *testing.T) {
 		t.Errorf("got %q, %+v", out, exit)
 	}
 	out, exit, _ = run(t, Config{Program: goProgram(t), Argv: []string{"goguest", "hog"}, MemoryBytes: 64 << 20})
-	if exit.Code != 2 || !strings.Contains(out, "out of memory") {
+	if exit.Code != 2 || exit.Signal != 0 { // the runtime's own end: "out of memory", or a fault where it does not check
 		t.Errorf("Go guest: got %.200q, %+v", out, exit)
 	}
 }

@@ -152,13 +152,17 @@ func spawn(cfg Config, program *os.File, m mode) (_ *Guest, err error) {
 			g.Close()
 		}
 	}()
+	if err := g.hear(parent, hello); err != nil {
+		return nil, err
+	}
+	// Not before the child's own first execve is over, which would stop it too.
 	g.traced = !cfg.NoTrace && ptraceSeize(pid, spawnOptions) == nil
 	spec, err := specFor(&cfg, g, m)
 	if err != nil {
 		return nil, err
 	}
 	if err := writeSpec(parent, spec); err != nil {
-		return nil, fmt.Errorf("instructing the jail child: %w", g.childError(parent, err))
+		return nil, fmt.Errorf("instructing the jail child: %w", err)
 	}
 	if err := g.takeDescriptors(parent); err != nil {
 		return nil, err
@@ -216,23 +220,40 @@ func specFor(cfg *Config, g *Guest, m mode) (*childSpec, error) {
 	return spec, nil
 }
 
-// takeDescriptors waits for the child's listener and /proc directory.
-func (g *Guest) takeDescriptors(parent *os.File) error {
+// hear waits for word from the child; any other message is the text of its error.
+func (g *Guest) hear(parent *os.File, word string) error {
+	_, err := g.hearWith(parent, word, nil)
+	return err
+}
+
+// hearWith is hear for a word that comes with descriptors, as control messages in oob; it returns their length.
+func (g *Guest) hearWith(parent *os.File, word string, oob []byte) (int, error) {
 	if err := g.awaitChild(int(parent.Fd())); err != nil {
-		return err
+		return 0, err
 	}
-	text, oob := make([]byte, 1024), make([]byte, unix.CmsgSpace(2*4))
+	text := make([]byte, len(word))
 	n, oobn, _, _, err := unix.Recvmsg(int(parent.Fd()), text, oob, unix.MSG_CMSG_CLOEXEC)
 	if err != nil {
-		return fmt.Errorf("hearing from the jail child: %w", err)
+		return 0, fmt.Errorf("hearing from the jail child: %w", err)
 	}
-	if string(text[:n]) != ready {
-		rest, _ := io.ReadAll(io.LimitReader(parent, 4096))
-		message := strings.TrimSpace(string(text[:n]) + string(rest))
-		if message == "" {
-			message = "it ended without a word"
-		}
-		return fmt.Errorf("the jail child failed: %s", message)
+	if string(text[:n]) == word {
+		return oobn, nil
+	}
+	_ = unix.SetsockoptTimeval(int(parent.Fd()), unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 1})
+	rest, _ := io.ReadAll(io.LimitReader(parent, 4096))
+	message := strings.TrimSpace(string(text[:n]) + string(rest))
+	if message == "" {
+		message = "it ended without a word"
+	}
+	return 0, fmt.Errorf("the jail child failed: %s", message)
+}
+
+// takeDescriptors waits for the child's listener and /proc directory.
+func (g *Guest) takeDescriptors(parent *os.File) error {
+	oob := make([]byte, unix.CmsgSpace(2*4))
+	oobn, err := g.hearWith(parent, ready, oob)
+	if err != nil {
+		return err
 	}
 	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
 	if err != nil || len(messages) != 1 {
@@ -244,15 +265,6 @@ func (g *Guest) takeDescriptors(parent *os.File) error {
 	}
 	g.listener, g.proc = fds[0], fds[1]
 	return nil
-}
-
-// childError replaces an error on the socket by what the child had to say, if anything.
-func (g *Guest) childError(parent *os.File, err error) error {
-	text, _ := io.ReadAll(io.LimitReader(parent, 4096))
-	if len(text) > 0 {
-		return errors.New(strings.TrimSpace(string(text)))
-	}
-	return err
 }
 
 // awaitChild waits until one of the descriptors is readable or its other end is gone, and meanwhile lets the traced

@@ -42,9 +42,12 @@ const (
 // childName is argv[0] of the jail child.
 const childName = "grail-process-jail"
 
-// ready is the child's only good message; it comes with two descriptors: the seccomp listener and the
-// child's /proc directory. Anything else on the socket is the text of an error.
-const ready = "R"
+// The child's messages: hello once it runs, and ready with two descriptors, the seccomp listener and the child's /proc
+// directory. Anything else on the socket is the text of an error.
+const (
+	hello = "H"
+	ready = "R"
+)
 
 func writeSpec(w io.Writer, s *childSpec) error {
 	body, err := json.Marshal(s)
