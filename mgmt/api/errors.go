@@ -67,3 +67,17 @@ func CheckMemory(bytes, least uint64) error {
 	}
 	return nil
 }
+
+// Bounds of a CPU cap in cores. Below the lower one the kernel's quota has no room (mgmt/fence).
+const (
+	MinCPU = 0.01
+	MaxCPU = 1024
+)
+
+// CheckCPU refuses a CPU cap that cannot be kept. 0 means none.
+func CheckCPU(cores float64) error {
+	if cores == 0 || cores >= MinCPU && cores <= MaxCPU {
+		return nil
+	}
+	return Errorf(Invalid, "a CPU cap of %g cores cannot be kept; give %g to %d, or 0 for none", cores, MinCPU, MaxCPU)
+}

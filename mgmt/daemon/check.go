@@ -9,7 +9,6 @@ import (
 	"github.com/grailos/grail/drivervms/blk"
 	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/mgmt/api"
-	"github.com/grailos/grail/mgmt/fence"
 	"github.com/grailos/grail/mgmt/reincarnation"
 )
 
@@ -21,11 +20,8 @@ const (
 	maxDiskID     = 20
 )
 
-// Bounds of a VM.
-const (
-	maxDisks = 16
-	maxCPU   = 1024
-)
+// maxDisks bounds the disks of a VM, and of a driver.
+const maxDisks = 16
 
 var nameForm = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]*$`)
 
@@ -58,8 +54,8 @@ func checkVM(c *api.VMConfig) error {
 	if err := api.CheckMemory(c.MemoryBytes, api.MinMemory); err != nil {
 		return err
 	}
-	if c.CPU < 0 || c.CPU > maxCPU || c.CPU > 0 && c.CPU < fence.MinCPU || c.CPU != c.CPU {
-		return api.Errorf(api.Invalid, "a CPU cap of %g cores cannot be kept; give %g to %d, or 0 for none", c.CPU, fence.MinCPU, maxCPU)
+	if err := api.CheckCPU(c.CPU); err != nil {
+		return err
 	}
 	if !filepath.IsAbs(c.Program) {
 		return api.Errorf(api.Invalid, "program %q is no absolute path", c.Program)

@@ -18,8 +18,17 @@ import (
 
 	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/mgmt/api"
+	"github.com/grailos/grail/mgmt/fakevm"
 	"github.com/grailos/grail/mgmt/place"
 )
+
+// TestMain makes the test binary stand in for grailvm.
+func TestMain(m *testing.M) {
+	if os.Args[0] == "grailvm" {
+		fakevm.Main()
+	}
+	os.Exit(m.Run())
+}
 
 // rig is a daemon over fake VMs, with its API.
 type rig struct {

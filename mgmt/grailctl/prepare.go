@@ -52,8 +52,8 @@ func (f *vmFlags) config(args []string) (api.VMConfig, *os.File, error) {
 	default:
 		return cfg, nil, fmt.Errorf("there is no engine %q; use kvm or process", f.engine)
 	}
-	if f.cpu < 0 {
-		return cfg, nil, fmt.Errorf("--cpu %g is negative; give a number of cores, for instance 0.5, or leave it out", f.cpu)
+	if err := api.CheckCPU(f.cpu); err != nil {
+		return cfg, nil, fmt.Errorf("--cpu: %w", err)
 	}
 	if cfg.Name == "" {
 		cfg.Name = madeUpName()

@@ -1,4 +1,6 @@
-package daemon
+// Package fakevm stands in for grailvm in tests: it keeps the control contract without an engine, so that the daemon and
+// the CLI can be tested on any host.
+package fakevm
 
 import (
 	"encoding/binary"
@@ -11,7 +13,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,18 +21,13 @@ import (
 	"github.com/grailos/grail/hv/abi"
 )
 
-// TestMain makes the test binary stand in for grailvm: it keeps the control contract and runs "programs" that are one
-// line of text.
-func TestMain(m *testing.M) {
-	if os.Args[0] == "grailvm" {
-		(&fakeVM{}).main()
-	}
-	os.Exit(m.Run())
-}
-
-// fakeVM is a grailvm without an engine. Personalities understand: "exit N", "cat", "wait", "ignore", "io N" (N requests,
+// Main runs a grailvm without an engine; it does not return. A program is one line of text, or, when it is an ELF file,
+// its arguments are. Personalities understand: "exit N", "cat", "say WORDS", "wait", "ignore", "io N" (N requests,
 // one after the other), "shy N" (the same without ringing the driver), "lie" (breaks the rules of its ring) and
 // "memory". Drivers serve rings by copying the available index to the used index; "broken" ones end at once.
+func Main() { (&fakeVM{}).main() }
+
+// fakeVM is one run.
 type fakeVM struct {
 	spec    hv.Spec
 	started time.Time
@@ -61,6 +57,15 @@ func (v *fakeVM) main() {
 	b := make([]byte, 100)
 	n, _ := unix.Pread(v.spec.Program, b, 0)
 	f := strings.Fields(string(b[:n]))
+	if strings.HasPrefix(f[0], "\x7fELF") {
+		f = v.spec.Argv[1:]
+	}
+	if v.spec.Kind == hv.Driver && len(f) == 0 {
+		f = []string{"serve"}
+	}
+	if len(f) == 0 {
+		v.end(hv.Report{Cause: hv.CauseSetup, Message: "nothing to do"})
+	}
 	if f[0] == "broken" {
 		v.end(hv.Report{Cause: hv.CauseExit, Code: 9})
 	}
@@ -94,6 +99,9 @@ func (v *fakeVM) run(f []string) {
 		if err != nil {
 			v.end(hv.Report{Cause: hv.CauseExit, Code: 1})
 		}
+	case "say":
+		fmt.Fprintln(os.NewFile(uintptr(v.spec.Stdout), "stdout"), strings.Join(f[1:], " "))
+		fmt.Fprintln(os.NewFile(uintptr(v.spec.Log[0]), "log"), strings.Join(f[1:], " "))
 	case "wait":
 		v.end(hv.Report{Cause: hv.CauseSignal, Signal: <-v.signals})
 	case "ignore":
@@ -253,7 +261,7 @@ func (v *fakeVM) answer(req hv.Request, fds []int) (resp hv.Response, send []int
 		delete(v.attached, req.ID)
 	case hv.OpAttachments:
 		for _, a := range v.spec.Attachments {
-			a = cloneAttachment(a)
+			a.Regions, a.Queues = slices.Clone(a.Regions), slices.Clone(a.Queues)
 			a.Descriptors(func(fd *int) {
 				send = append(send, *fd)
 				*fd = len(send) - 1
