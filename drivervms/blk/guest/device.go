@@ -9,12 +9,16 @@ import (
 // device performs operations with SysDevIO. Requests and segments are built in arrays that live as long as
 // the program; the segments are the clients' memory itself, so no data is copied here.
 type device struct {
-	reqs []abi.DevReq
-	segs []abi.DevSeg
+	reqs    []abi.DevReq
+	segs    []abi.DevSeg
+	flushes []abi.DevReq // apart, because flushes may be in progress beside the rest
 }
 
 func newDevice() *device {
-	return &device{reqs: make([]abi.DevReq, abi.MaxDevBatch), segs: make([]abi.DevSeg, serve.MaxSegments)}
+	return &device{
+		reqs: make([]abi.DevReq, abi.MaxDevBatch), segs: make([]abi.DevSeg, serve.MaxSegments),
+		flushes: make([]abi.DevReq, abi.MaxDevBatch),
+	}
 }
 
 // eio is Linux's EIO.
@@ -22,7 +26,13 @@ const eio = 5
 
 // Do implements serve.Device.
 func (d *device) Do(ops []serve.Op) {
+	if len(ops) == 0 {
+		return
+	}
 	reqs, n := d.reqs[:len(ops)], 0
+	if ops[0].Kind == abi.DevFlush {
+		reqs = d.flushes[:len(ops)]
+	}
 	for i := range ops {
 		op := &ops[i]
 		segs := d.segs[n : n+len(op.Segs)]

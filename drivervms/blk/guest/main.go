@@ -48,6 +48,9 @@ func run() error {
 			fmt.Printf("blk: disk %s, %d bytes, read-only %t\n", c.Name, c.Size, c.Rights&abi.RightWrite == 0)
 		}
 	}
+	if len(disks) > abi.MaxDevBatch {
+		return fmt.Errorf("%d disks, the limit is %d", len(disks), abi.MaxDevBatch)
+	}
 	d := &driver{
 		server: serve.New(newDevice(), disks, ring.PollerConfig{}),
 		ch:     ch, status: status, maps: map[uint64]*mapping{},

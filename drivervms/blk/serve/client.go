@@ -103,14 +103,15 @@ const maxChain = abi.MaxDevSegs + 64
 // MaxQueues bounds the queues of one attachment.
 const MaxQueues = 64
 
-// Detach ends the service of the attachment; a round leaves nothing in flight, so it is at once complete.
-// It returns the index of each queue's next request, for a successor's LastAvail. Unknown IDs are no error:
+// Detach ends the service of the attachment. It completes what waits for a flush; nothing else is in flight
+// between two rounds. It returns the index of each queue's next request, for a successor's LastAvail. Unknown IDs are no error:
 // the attachment is not served, as wished.
 func (s *Server) Detach(id uint64) (lastAvail []uint16) {
 	c := s.clients[id]
 	if c == nil {
 		return nil
 	}
+	s.drain()
 	for _, q := range c.queues {
 		lastAvail = append(lastAvail, q.dev.LastAvail())
 	}

@@ -13,11 +13,12 @@ type Op struct {
 	Result int64    // OUT: bytes moved, or a negated Linux errno
 }
 
-// Device performs operations. The Server never has two calls in progress.
+// Device performs operations. The Server has at most two calls in progress, one of which is all flushes and the
+// other one has none.
 type Device interface {
 	// Do performs ops and sets each one's Result. Their order is undefined, but a flush covers every
-	// write of an earlier Do. It does not keep ops. There are at most abi.MaxDevBatch of them, each with
-	// at most abi.MaxDevSegs segments, and at most MaxSegments segments in all.
+	// write of a Do that has returned. It does not keep ops. There are at most abi.MaxDevBatch of them,
+	// each with at most abi.MaxDevSegs segments, and at most MaxSegments segments in all.
 	Do(ops []Op)
 }
 

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/grailos/grail/hv/abi"
 	"github.com/grailos/grail/hv/guest"
 )
 
@@ -211,4 +212,97 @@ func TestDeviceErrors(t *testing.T) {
 	if _, err := r.disk.WriteAt(p, 0); err != nil {
 		t.Error(err)
 	}
+}
+
+// slowDevice is a memDevice whose flushes wait for permission.
+type slowDevice struct {
+	*memDevice
+	flushing, goOn chan struct{}
+}
+
+func (d *slowDevice) Do(ops []Op) {
+	if ops[0].Kind == abi.DevFlush {
+		d.flushing <- struct{}{}
+		<-d.goOn
+	}
+	d.memDevice.Do(ops)
+}
+
+// TestFlushHoldsUpNobody reads and writes from one client while another one's flush is in progress. Flushes
+// asked for meanwhile are not covered by it, and share the next one.
+func TestFlushHoldsUpNobody(t *testing.T) {
+	dev := &slowDevice{newMemDevice(testSize), make(chan struct{}), make(chan struct{})}
+	a, b := newRig(t, 1, 8, 256<<10, testSize), newRig(t, 1, 8, 256<<10, testSize)
+	b.id = 2
+	s, stop := start(t, dev, testSize, a, b)
+	flushed := make(chan error, 4)
+	go func() { flushed <- a.disk.Flush() }()
+	<-dev.flushing
+	p := make([]byte, 512)
+	for i := range 50 {
+		p[0] = byte(i + 1)
+		if _, err := b.disk.WriteAt(p, int64(i)*512); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := a.disk.ReadAt(p, int64(i)*512); err != nil || p[0] != byte(i+1) {
+			t.Fatal(p[0], err)
+		}
+	}
+	for _, d := range []*guest.Disk{a.disk, b.disk, b.disk} {
+		go func() { flushed <- d.Flush() }()
+	}
+	// A write that comes after them says that they have been taken: one queue is served in order.
+	for _, d := range []*guest.Disk{a.disk, b.disk} {
+		if _, err := d.WriteAt(p, 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	select {
+	case err := <-flushed:
+		t.Fatal("a flush was acknowledged before it was done:", err)
+	default:
+	}
+	dev.goOn <- struct{}{}
+	if err := <-flushed; err != nil {
+		t.Fatal(err)
+	}
+	for left := 3; left > 0; {
+		select {
+		case <-dev.flushing:
+			dev.goOn <- struct{}{}
+		case err := <-flushed:
+			left--
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if n := dev.flushCount(); n > 4 {
+		t.Errorf("%d flushes of the device", n)
+	}
+	if !bytes.Equal(dev.durable[512:1024], dev.data[512:1024]) {
+		t.Error("a write is not durable")
+	}
+	stop()
+	s.Close()
+}
+
+// TestDetachWaitsForFlush detaches a client whose flush is in progress.
+func TestDetachWaitsForFlush(t *testing.T) {
+	dev := &slowDevice{newMemDevice(testSize), make(chan struct{}), make(chan struct{})}
+	a, b := newRig(t, 1, 8, 256<<10, testSize), newRig(t, 1, 8, 256<<10, testSize)
+	b.id = 2
+	s, stop := start(t, dev, testSize, a, b)
+	flushed := make(chan error, 1)
+	go func() { flushed <- a.disk.Flush() }()
+	<-dev.flushing
+	stop()
+	go func() { dev.goOn <- struct{}{} }()
+	if last := s.Detach(1); len(last) != 1 || last[0] != 1 {
+		t.Error(last)
+	}
+	if err := <-flushed; err != nil {
+		t.Error(err)
+	}
+	s.Close()
 }

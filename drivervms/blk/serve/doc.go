@@ -3,6 +3,7 @@
 // it with the grail system calls; tests join it with a disk in memory.
 //
 // One goroutine owns a Server. A round takes a bounded batch from every queue in turn, performs it with one
-// call of the device, then all flushes with another, and publishes the completions. Nothing is kept across
-// rounds but what the rings and the in-flight logs hold, so the Server may die between any two steps.
+// call of the device, and publishes the completions. Requests that need a flush wait for it, together; with
+// several clients the flush runs on a second thread. All that matters across rounds stands in the rings and
+// the in-flight logs, so the Server may die between any two steps.
 package serve

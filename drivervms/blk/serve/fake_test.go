@@ -228,6 +228,7 @@ func start(t testing.TB, dev Device, size uint64, rigs ...*rig) (s *Server, stop
 	return s, func() {
 		bell.Ring()
 		<-done
+		s.poller.Unwatch(bell.FD())
 		bell.Close()
 	}
 }

@@ -34,7 +34,13 @@ type Server struct {
 
 	works   []work
 	ops     []Op
-	flushes []Op
+	touched []*queue // with completions to be published
+
+	parked  []parked // wait for the next flush
+	flying  []parked // wait for the flush in progress
+	flushes []Op     // the flush in progress
+	lane    *lane    // nil until it is needed
+	inLane  bool     // the flush in progress is the lane's
 }
 
 // Death says that a client is no longer served.
@@ -49,10 +55,10 @@ type Step int
 // The steps of a round.
 const (
 	StepTaken     Step = iota // requests are taken and logged, no device operation was started
-	StepDone                  // the device operations are done, the flushes are not
-	StepFlushed               // everything is done, nothing is completed
+	StepDone                  // the device operations are done, nothing is completed
+	StepFlushed               // a flush is done, nothing that waited for it is completed
 	StepCompleted             // completions are written and not yet published
-	StepPublished             // completions are published, doorbells are not rung
+	StepPublished             // completions are published, a doorbell is not rung
 )
 
 // New returns a server of the given disks. The poller's bounds are those of the driver's one worker.
@@ -64,7 +70,6 @@ func New(dev Device, disks []Disk, poll ring.PollerConfig) *Server {
 	}
 	for _, d := range disks {
 		s.disks[d.Name] = d
-		s.flushes = append(s.flushes, Op{})
 	}
 	for i := range s.works {
 		s.works[i].chain.Readable = make([][]byte, 0, 8)
@@ -84,21 +89,75 @@ func (s *Server) Wait(timeout time.Duration) (ring.Wake, error) { return s.polle
 func (s *Server) Stats() ring.PollerStats { return s.poller.Stats() }
 
 // Round takes what the clients offer, at most one batch, performs it and completes it. It returns the number
-// of requests. It does not allocate, unless a client dies.
+// of requests taken. It does not allocate once its buffers have grown, unless a client dies.
 func (s *Server) Round() int {
+	s.collect()
 	works := s.take()
-	if len(works) == 0 {
-		return 0
+	if len(works) > 0 {
+		s.step(StepTaken)
+		if len(s.ops) > 0 {
+			s.dev.Do(s.ops)
+		}
+		s.step(StepDone)
+		for i := range works {
+			w := &works[i]
+			if w.status == virtioblk.StatusOK {
+				w.settle(s.ops)
+			}
+			if w.flush && w.status == virtioblk.StatusOK {
+				s.park(w)
+			} else {
+				s.finish(w.q, &w.req, w.status)
+			}
+		}
 	}
-	s.step(StepTaken)
-	if len(s.ops) > 0 {
-		s.dev.Do(s.ops)
-	}
-	s.step(StepDone)
-	s.flush(works)
-	s.step(StepFlushed)
-	s.complete(works)
+	s.publish() // before a flush, which may take long
+	s.flush()
+	s.publish()
 	return len(works)
+}
+
+// finish completes a request; publish shows it to the client.
+func (s *Server) finish(q *queue, r *virtioblk.Request, status byte) {
+	if q.c.dead {
+		return
+	}
+	q.dev.Push(r.Head, r.Finish(status))
+	if !q.touched {
+		q.touched = true
+		s.touched = append(s.touched, q)
+	}
+	s.Requests++
+	s.Bytes += uint64(r.DataBytes)
+}
+
+// publish shows completions to the clients and rings those that asked for it.
+func (s *Server) publish() {
+	if len(s.touched) == 0 {
+		return
+	}
+	s.step(StepCompleted)
+	for _, q := range s.touched {
+		q.touched = false
+		if q.dev.Publish() {
+			s.step(StepPublished)
+			if err := q.call.Ring(); err != nil {
+				s.kill(q.c, err)
+			}
+		}
+	}
+	clear(s.touched)
+	s.touched = s.touched[:0]
+}
+
+// Close ends the Server's second thread, if it has one. Nothing is in progress.
+func (s *Server) Close() {
+	if s.lane != nil {
+		s.drain()
+		s.poller.Remove(s.lane)
+		s.lane.close()
+		s.lane = nil
+	}
 }
 
 func (s *Server) step(p Step) {
@@ -146,66 +205,4 @@ func (s *Server) take() []work {
 		}
 	}
 	return s.works[:n]
-}
-
-// flush makes durable what the requests ask for: one flush a device, after all of this round's writes.
-func (s *Server) flush(works []work) {
-	n := 0
-	for i := range works {
-		w := &works[i]
-		if !w.flush {
-			continue
-		}
-		fd, known := w.q.c.limits.fd, false
-		for _, f := range s.flushes[:n] {
-			known = known || f.FD == fd
-		}
-		if !known {
-			s.flushes[n] = Op{FD: fd, Kind: abi.DevFlush}
-			n++
-		}
-	}
-	if n == 0 {
-		return
-	}
-	s.dev.Do(s.flushes[:n])
-	for i := range works {
-		w := &works[i]
-		for k := range s.flushes[:n] {
-			if w.flush && s.flushes[k].FD == w.q.c.limits.fd && s.flushes[k].Result < 0 {
-				w.status = virtioblk.StatusIOErr
-			}
-		}
-	}
-}
-
-// complete answers the requests and rings the clients that asked for it.
-func (s *Server) complete(works []work) {
-	for i := range works {
-		w := &works[i]
-		if w.q.c.dead {
-			continue
-		}
-		if w.status == virtioblk.StatusOK {
-			w.settle(s.ops)
-		}
-		w.q.dev.Push(w.req.Head, w.req.Finish(w.status))
-		w.q.touched = true
-		s.Bytes += uint64(w.req.DataBytes)
-	}
-	s.Requests += uint64(len(works))
-	s.step(StepCompleted)
-	for i := range works {
-		q := works[i].q
-		if !q.touched {
-			continue
-		}
-		q.touched = false
-		if q.dev.Publish() {
-			s.step(StepPublished)
-			if err := q.call.Ring(); err != nil {
-				s.kill(q.c, err)
-			}
-		}
-	}
 }
