@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -351,6 +352,41 @@ func TestJail(t *testing.T) {
 	if exit := s.g.Wait(); !exit.Killed || exit.Signal != unix.SIGKILL {
 		t.Errorf("got %+v", exit)
 	}
+}
+
+// TestUnprivileged runs most of these tests again as nobody.
+func TestUnprivileged(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can become nobody; the other tests ran unprivileged")
+	}
+	for _, f := range []*os.File{goProgram(t), cProgram(t, "-static"), cProgram(t, "-static-pie")} {
+		f.Close()
+	}
+	// The test binary lies in a directory of root's: run a copy.
+	image, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	binary := buildPath(t, "tests")
+	if err := os.WriteFile(binary, image, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	temp := buildPath(t, "tmp")
+	if err := errors.Join(os.MkdirAll(temp, 0o777), os.Chmod(temp, 0o777)); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(binary, "-test.v", "-test.run=^(TestProbe|TestGo.*|TestC.*|TestHostile|TestFatal.*|TestSignal.*|TestInstall|TestMemory.*|TestModes|TestJail|TestThread.*)$")
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "TMPDIR=" + temp, prebuiltEnv + "=" + buildDir}
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if bytes.Contains(out, []byte("does not work here")) {
+		t.Skipf("not for unprivileged users on this machine:\n%s", out)
+	}
+	t.Logf("%d tests passed", bytes.Count(out, []byte("--- PASS")))
 }
 
 // TestGuestDiesWithSupervisor starts a supervisor of its own (this test binary) and kills it.

@@ -19,10 +19,17 @@ import (
 
 func TestMain(m *testing.M) {
 	ChildMain()
+	if dir := os.Getenv(prebuiltEnv); dir != "" {
+		buildDir = dir
+		os.Exit(m.Run())
+	}
 	code := m.Run()
 	os.RemoveAll(buildDir)
 	os.Exit(code)
 }
+
+// prebuiltEnv names a directory with the guest programs, for a test binary that this one starts.
+const prebuiltEnv = "GRAIL_PROCESS_GUESTS"
 
 var buildDir string
 
@@ -42,7 +49,10 @@ func buildPath(t testing.TB, name string) string {
 
 var goGuest = sync.OnceValues(func() (string, error) {
 	out := filepath.Join(buildDir, "goguest")
-	cmd := exec.Command("go", "build", "-o", out, ".")
+	if os.Getenv(prebuiltEnv) != "" {
+		return out, nil
+	}
+	cmd := exec.Command("go", "build", "-o", out, "main.go")
 	cmd.Dir = "testdata/goguest"
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if msg, err := cmd.CombinedOutput(); err != nil {
@@ -70,7 +80,7 @@ var cBuilt = map[string]bool{}
 func cProgram(t testing.TB, flags string) *os.File {
 	t.Helper()
 	path := buildPath(t, "cguest"+flags)
-	if !cBuilt[flags] {
+	if !cBuilt[flags] && os.Getenv(prebuiltEnv) == "" {
 		if _, err := exec.LookPath("musl-gcc"); err != nil {
 			t.Skip("no musl-gcc (Debian: musl-tools) to build the C guest with")
 		}
