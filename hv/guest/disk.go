@@ -39,9 +39,9 @@ var (
 	openedMu sync.Mutex
 )
 
-// OpenDisk returns the disk that grailctl's --disk named name, where DRIVER/DISK may be shortened to DISK. It
-// maps the disk's memory once; opening a disk again yields the same Disk. Errors: ErrOutside; no such disk,
-// with the names that there are.
+// OpenDisk returns the disk called name: DISK of grailctl's --disk DRIVER/DISK, or DRIVER/DISK in full where the
+// VM has several disks of one name. It maps the disk's memory once; opening a disk again yields the same Disk.
+// Errors: ErrOutside; no such disk, with the names that there are.
 func OpenDisk(name string) (*Disk, error) {
 	openedMu.Lock()
 	defer openedMu.Unlock()
