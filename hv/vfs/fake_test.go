@@ -2,6 +2,7 @@ package vfs
 
 import (
 	"encoding/binary"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,8 +17,8 @@ const fakeBase = 0x10000
 // fakeMem is guest memory in one slice; anything outside is EFAULT.
 type fakeMem struct {
 	b    []byte
-	lend bool // Segments works, in pieces of piece bytes
-	held int  // Segments not yet released
+	lend bool         // Segments works, in pieces of piece bytes
+	held atomic.Int64 // Segments not yet released
 }
 
 func (m *fakeMem) at(addr, n uint64) ([]byte, error) {
@@ -52,8 +53,8 @@ func (m *fakeMem) Segments(addr, n uint64, _ bool, dst [][]byte) ([][]byte, func
 		k := min(piece, len(s))
 		dst, s = append(dst, s[:k:k]), s[k:]
 	}
-	m.held++
-	return dst, func() { m.held-- }, true, nil
+	m.held.Add(1)
+	return dst, func() { m.held.Add(-1) }, true, nil
 }
 
 // pollWaiter waits on the host; after 10 s it gives up, as an interrupted thread.
@@ -92,8 +93,8 @@ func newGuest(tb testing.TB, cfg Config, lend bool) *guest {
 	g := &guest{tb: tb, t: t, mem: &fakeMem{b: make([]byte, 4<<20), lend: lend}}
 	g.c = &Call{Mem: g.mem, Wait: pollWaiter{}}
 	tb.Cleanup(func() {
-		if g.mem.held != 0 {
-			tb.Errorf("%d segments were not released", g.mem.held)
+		if g.mem.held.Load() != 0 {
+			tb.Errorf("%d segments were not released", g.mem.held.Load())
 		}
 		t.Close()
 	})

@@ -91,20 +91,23 @@ func (f *file) io(c *Call, u *uio, off int64) (uint64, unix.Errno) {
 		}
 		return move(-1)
 	}
+	toEnd := !u.write && f.flags.Load()&unix.O_APPEND != 0
 	if off >= 0 {
+		if toEnd { // also pwrite appends then: see BUGS in pwrite(2)
+			off = appendAt
+		}
 		return move(off)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	start := f.pos
-	if !u.write && f.flags.Load()&unix.O_APPEND != 0 {
-		start = appendAt
-	}
-	n, e := move(start)
-	if start == appendAt {
-		f.pos = f.obj.(seekable).size()
-	} else {
+	if !toEnd {
+		n, e := move(f.pos)
 		f.pos += int64(n)
+		return n, e
+	}
+	n, e := move(appendAt)
+	if n > 0 {
+		f.pos = f.obj.(seekable).size()
 	}
 	return n, e
 }

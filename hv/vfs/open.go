@@ -57,16 +57,30 @@ func (t *Table) sysOpenat(c *Call, dirfd, addr, fl, mode uint64) (uint64, unix.E
 	case flags&unix.O_ACCMODE == unix.O_ACCMODE:
 		return 0, unix.EINVAL
 	}
-	follow := flags&unix.O_NOFOLLOW == 0 && flags&(unix.O_CREAT|unix.O_EXCL) != unix.O_CREAT|unix.O_EXCL
+	end := follow
+	switch {
+	case flags&(unix.O_CREAT|unix.O_EXCL) == unix.O_CREAT|unix.O_EXCL, flags&unix.O_CREAT != 0 && flags&unix.O_NOFOLLOW != 0:
+		end = entry
+	case flags&unix.O_CREAT != 0:
+		end = create
+	case flags&unix.O_NOFOLLOW != 0:
+		end = stay
+	}
 	var at place
 	found := func(p place) unix.Errno {
 		at = p
 		return t.openable(&at, flags)
 	}
 	if flags&unix.O_CREAT == 0 {
-		e = t.tree.find(start, path, follow, found)
+		e = t.tree.find(start, path, end, found)
 	} else {
-		e = t.tree.change(start, path, follow, func(p place) unix.Errno {
+		e = t.tree.change(start, path, end, func(p place) unix.Errno {
+			if p.dir == nil && flags&unix.O_EXCL != 0 {
+				return unix.EEXIST
+			}
+			if p.must || p.dir == nil {
+				return unix.EISDIR
+			}
 			if p.n != nil {
 				if flags&unix.O_EXCL != 0 {
 					return unix.EEXIST
@@ -75,9 +89,6 @@ func (t *Table) sysOpenat(c *Call, dirfd, addr, fl, mode uint64) (uint64, unix.E
 					return unix.EISDIR
 				}
 				return found(p)
-			}
-			if p.must {
-				return unix.EISDIR
 			}
 			n, e := t.tree.create(p, kindTmp, uint32(mode)&0o7777&^t.umask.Load())
 			if e != 0 {
@@ -175,10 +186,10 @@ func (t *Table) reopen(fd, flags int) (uint64, unix.Errno) {
 }
 
 // find walks with the tree locked for reading and hands the last component, which may be missing, to f.
-func (t *tree) find(start *node, path string, follow bool, f func(at place) unix.Errno) unix.Errno {
+func (t *tree) find(start *node, path string, end final, f func(at place) unix.Errno) unix.Errno {
 	for {
 		t.mu.RLock()
-		at, e := t.walk(start, path, follow)
+		at, e := t.walk(start, path, end)
 		if e == 0 {
 			e = f(at)
 		}

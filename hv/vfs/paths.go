@@ -8,7 +8,7 @@ import (
 )
 
 func (t *Table) setDir(path string) unix.Errno {
-	return t.tree.lookup(t.cwd.Load(), path, true, func(n *node) unix.Errno {
+	return t.tree.lookup(t.cwd.Load(), path, follow, func(n *node) unix.Errno {
 		if !n.isDir() {
 			return unix.ENOTDIR
 		}
@@ -57,7 +57,7 @@ func (t *Table) sysMkdirat(c *Call, dirfd, addr, mode uint64) (uint64, unix.Errn
 	if e != 0 {
 		return 0, e
 	}
-	return 0, t.tree.change(start, path, false, func(at place) unix.Errno {
+	return 0, t.tree.change(start, path, entry, func(at place) unix.Errno {
 		if at.n != nil {
 			return unix.EEXIST
 		}
@@ -92,7 +92,7 @@ func (t *Table) sysUnlinkat(c *Call, dirfd, addr, flags uint64) (uint64, unix.Er
 	if e != 0 {
 		return 0, e
 	}
-	return 0, t.tree.change(start, path, false, func(at place) unix.Errno {
+	return 0, t.tree.change(start, path, entry, func(at place) unix.Errno {
 		if flags != 0 && at.n != nil && at.dir == nil { // ".", ".." or a root
 			if lastDot(path) {
 				return unix.EINVAL
@@ -147,8 +147,8 @@ func (t *Table) sysRenameat2(c *Call, oldfd, oldAddr, newfd, newAddr, flags uint
 	if e != 0 {
 		return 0, e
 	}
-	return 0, t.tree.change(from, oldPath, false, func(src place) unix.Errno {
-		dst, e := t.tree.walk(to, newPath, false)
+	return 0, t.tree.change(from, oldPath, entry, func(src place) unix.Errno {
+		dst, e := t.tree.walk(to, newPath, entry)
 		if e != 0 {
 			return e
 		}
@@ -222,8 +222,12 @@ func (t *Table) sysLinkat(c *Call, oldfd, oldAddr, newfd, newAddr, flags uint64)
 	if e != 0 {
 		return 0, e
 	}
-	return 0, t.tree.change(from, oldPath, flags != 0, func(src place) unix.Errno {
-		dst, e := t.tree.walk(to, newPath, false)
+	end := stay
+	if flags != 0 {
+		end = follow
+	}
+	return 0, t.tree.change(from, oldPath, end, func(src place) unix.Errno {
+		dst, e := t.tree.walk(to, newPath, entry)
 		switch {
 		case e != 0:
 			return e
@@ -267,7 +271,7 @@ func (t *Table) sysSymlinkat(c *Call, target, newfd, newAddr uint64) (uint64, un
 	if to == "" {
 		return 0, unix.ENOENT
 	}
-	return 0, t.tree.change(start, path, false, func(at place) unix.Errno {
+	return 0, t.tree.change(start, path, entry, func(at place) unix.Errno {
 		if at.n != nil {
 			return unix.EEXIST
 		}
@@ -297,7 +301,7 @@ func (t *Table) sysReadlinkat(c *Call, dirfd, addr, buf, n uint64) (uint64, unix
 	}
 	var target string
 	fd := -1
-	e = t.tree.lookup(start, path, false, func(n *node) unix.Errno {
+	e = t.tree.lookup(start, path, stay, func(n *node) unix.Errno {
 		switch {
 		case n.kind == kindSymlink, n.kind == kindMagic && n.fd < 0:
 			target = n.target
@@ -332,7 +336,7 @@ func (t *Table) sysTruncate(c *Call, addr, n uint64) (uint64, unix.Errno) {
 	if int64(n) < 0 {
 		return 0, unix.EINVAL
 	}
-	return 0, t.tree.lookup(start, path, true, func(nd *node) unix.Errno {
+	return 0, t.tree.lookup(start, path, follow, func(nd *node) unix.Errno {
 		switch {
 		case nd.isDir():
 			return unix.EISDIR
@@ -385,7 +389,11 @@ func (t *Table) onNode(c *Call, dirfd, addr, flags uint64, f func(n *node) unix.
 		return e
 	}
 	fd := -1
-	e = t.tree.lookup(start, path, flags&unix.AT_SYMLINK_NOFOLLOW == 0, func(n *node) unix.Errno {
+	end := follow
+	if flags&unix.AT_SYMLINK_NOFOLLOW != 0 {
+		end = stay
+	}
+	e = t.tree.lookup(start, path, end, func(n *node) unix.Errno {
 		if n.kind == kindMagic && n.fd >= 0 && flags&unix.AT_SYMLINK_NOFOLLOW == 0 {
 			fd = n.fd
 			return 0

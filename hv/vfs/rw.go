@@ -132,6 +132,9 @@ func (t *Table) sysFtruncate(fd, n uint64) (uint64, unix.Errno) {
 	}
 	defer f.put()
 	r, ok := f.obj.(resizer)
+	if f.isPath() && int64(n) >= 0 {
+		return 0, unix.EBADF
+	}
 	if int64(n) < 0 || !ok || !f.writable() {
 		return 0, unix.EINVAL
 	}

@@ -80,9 +80,24 @@ type place struct {
 	must bool   // the path ends in a slash: only a directory will do
 }
 
-// walk finds path from start. Symbolic links are followed, the last component only when follow is set. A
-// missing last component is no error. mu is held.
-func (t *tree) walk(start *node, path string, follow bool) (place, unix.Errno) {
+// final says what becomes of a symbolic link that is the last component of a path.
+type final int
+
+const (
+	follow final = iota
+	stay         // it is the result, unless a slash comes after it
+	entry        // it is the result: the caller wants the directory's entry
+	create       // it is followed, unless a slash comes after it
+)
+
+// follows reports whether a link at the end of a path is followed; slash says that one comes after it.
+func (f final) follows(slash bool) bool {
+	return f == follow || f == stay && slash || f == create && !slash
+}
+
+// walk finds path from start. Symbolic links are followed, the last component as end says. A missing last
+// component is no error. mu is held.
+func (t *tree) walk(start *node, path string, end final) (place, unix.Errno) {
 	if path == "" {
 		return place{}, unix.ENOENT
 	}
@@ -99,7 +114,8 @@ func (t *tree) walk(start *node, path string, follow bool) (place, unix.Errno) {
 			return at, 0
 		}
 		name, tail, more := strings.Cut(rest, "/")
-		last := strings.Trim(tail, "/") == ""
+		tail = strings.TrimLeft(tail, "/") // a slash at the start of rest would mean the root
+		last := tail == ""
 		cur := at.n
 		if cur.kind == kindMagic { // a component of a path that stands for an open directory
 			return place{}, unix.ENOTDIR
@@ -142,10 +158,10 @@ func (t *tree) walk(start *node, path string, follow bool) (place, unix.Errno) {
 			}
 			return place{dir: cur, name: name, must: more}, 0
 		}
-		if n.kind == kindMagic && n.real != nil && (follow || !last || more) {
+		if n.kind == kindMagic && n.real != nil && (!last || end.follows(more)) {
 			n = n.real
 		}
-		if n.kind == kindSymlink && (!last || follow || more) {
+		if n.kind == kindSymlink && (!last || end.follows(more)) {
 			if links++; links > maxLinks {
 				return place{}, unix.ELOOP
 			}
@@ -182,10 +198,10 @@ func (t *tree) child(dir *node, name string) (*node, unix.Errno) {
 
 // lookup walks with the tree locked for reading and hands the result to f under the same lock. A directory
 // named where only one will do, and missing nodes, are errors.
-func (t *tree) lookup(start *node, path string, follow bool, f func(n *node) unix.Errno) unix.Errno {
+func (t *tree) lookup(start *node, path string, end final, f func(n *node) unix.Errno) unix.Errno {
 	for {
 		t.mu.RLock()
-		at, e := t.walk(start, path, follow)
+		at, e := t.walk(start, path, end)
 		if e == errLoad {
 			t.mu.RUnlock()
 			if e := t.load(); e != 0 {
@@ -208,10 +224,10 @@ func (t *tree) lookup(start *node, path string, follow bool, f func(n *node) uni
 }
 
 // change walks with the tree locked for writing and hands the last component to f.
-func (t *tree) change(start *node, path string, follow bool, f func(at place) unix.Errno) unix.Errno {
+func (t *tree) change(start *node, path string, end final, f func(at place) unix.Errno) unix.Errno {
 	for {
 		t.mu.Lock()
-		at, e := t.walk(start, path, follow)
+		at, e := t.walk(start, path, end)
 		if e == 0 {
 			e = f(at)
 		}
