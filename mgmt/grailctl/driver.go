@@ -103,11 +103,11 @@ func (c *cli) driverLsCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "ls", Short: "List driver VMs, their disks and clients", Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, _, err := c.connect(cmd.Context())
-			if err != nil {
+			var list []api.Driver
+			err := c.retry(cmd.Context(), func(client *api.Client) (err error) {
+				list, err = client.Drivers(cmd.Context())
 				return err
-			}
-			list, err := client.Drivers(cmd.Context())
+			})
 			if err != nil {
 				return err
 			}
@@ -214,11 +214,11 @@ func (c *cli) driverCrashesCommand() *cobra.Command {
 		Use: "crashes [NAME]", Short: "Show how driver VMs died, and how long each recovery took", ValidArgsFunction: completeDrivers,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			client, _, err := c.connect(cmd.Context())
-			if err != nil {
+			var list []api.Crash
+			err := c.retry(cmd.Context(), func(client *api.Client) (err error) {
+				list, err = client.Crashes(cmd.Context(), strings.Join(args, ""))
 				return err
-			}
-			list, err := client.Crashes(cmd.Context(), strings.Join(args, ""))
+			})
 			if err != nil {
 				return err
 			}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"maps"
@@ -22,36 +23,48 @@ func (c *cli) inspectCommand() *cobra.Command {
 that Grail does not serve are listed as denied, with how often the guest tried.`,
 		Args: exactly("the NAME of a VM or a driver"), ValidArgsFunction: completeVMs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx := cmd.Context()
-			client, _, err := c.connect(ctx)
-			if err != nil {
+			v, d, err := c.find(cmd.Context(), args[0])
+			switch {
+			case err != nil:
 				return err
-			}
-			v, err := client.VM(ctx, args[0])
-			if err == nil {
-				if c.json {
-					return c.print(v)
-				}
-				c.showVM(v)
-				return nil
-			}
-			if api.KindOf(err) != api.NotFound {
-				return err
-			}
-			d, derr := client.Driver(ctx, args[0])
-			if api.KindOf(derr) == api.NotFound && derr != nil {
-				return err
-			}
-			if derr != nil {
-				return derr
-			}
-			if c.json {
+			case d != nil && c.json:
 				return c.print(d)
+			case d != nil:
+				c.showDriver(*d)
+			case c.json:
+				return c.print(v)
+			default:
+				c.showVM(*v)
 			}
-			c.showDriver(d)
 			return nil
 		},
 	}
+}
+
+// find returns the VM or the driver of that name: one of them, or an error.
+func (c *cli) find(ctx context.Context, name string) (*api.VM, *api.Driver, error) {
+	var v *api.VM
+	var d *api.Driver
+	err := c.retry(ctx, func(client *api.Client) error {
+		vm, err := client.VM(ctx, name)
+		if err == nil {
+			v = &vm
+			return nil
+		}
+		if api.KindOf(err) != api.NotFound {
+			return err
+		}
+		driver, derr := client.Driver(ctx, name)
+		switch {
+		case derr == nil:
+			d = &driver
+			return nil
+		case api.KindOf(derr) == api.NotFound:
+			return err
+		}
+		return derr
+	})
+	return v, d, err
 }
 
 // field prints one named value, unless it is empty.

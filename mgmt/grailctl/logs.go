@@ -34,27 +34,19 @@ func (c *cli) logsCommand() *cobra.Command {
 }
 
 // console tells where a VM's or a driver's console log is, and whether it can still grow.
-func console(ctx context.Context, client *api.Client, name string) (paths []string, live bool, err error) {
-	v, err := client.VM(ctx, name)
-	if err == nil {
-		return v.Logs, v.State.Live(), nil
-	}
-	d, derr := client.Driver(ctx, name)
-	if derr == nil {
+func (c *cli) console(ctx context.Context, name string) (paths []string, live bool, err error) {
+	v, d, err := c.find(ctx, name)
+	switch {
+	case err != nil:
+		return nil, false, err
+	case d != nil:
 		return d.Logs, true, nil
 	}
-	if api.KindOf(derr) != api.NotFound {
-		err = derr
-	}
-	return nil, false, err
+	return v.Logs, v.State.Live(), nil
 }
 
 func (c *cli) logs(ctx context.Context, name string, follow bool, tail int) error {
-	client, _, err := c.connect(ctx)
-	if err != nil {
-		return err
-	}
-	paths, live, err := console(ctx, client, name)
+	paths, live, err := c.console(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -77,11 +69,7 @@ func (c *cli) logs(ctx context.Context, name string, follow bool, tail int) erro
 			return nil
 		case <-time.After(logPause):
 		}
-		client, _, err := c.connect(ctx)
-		if err != nil {
-			return err
-		}
-		if paths, live, err = console(ctx, client, name); err != nil {
+		if paths, live, err = c.console(ctx, name); err != nil {
 			if api.KindOf(err) == api.NotFound {
 				return nil // removed at its end
 			}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -66,6 +67,27 @@ func (c *cli) connect(ctx context.Context) (*api.Client, place.Dirs, error) {
 	client, err := starter.Ensure(ctx, dirs)
 	return client, dirs, err
 }
+
+// retry asks graild, and the next one if that one dies meanwhile. The question must do no harm when asked twice.
+func (c *cli) retry(ctx context.Context, ask func(*api.Client) error) error {
+	for {
+		client, _, err := c.connect(ctx)
+		if err != nil {
+			return err
+		}
+		if err = ask(client); !api.Down(err) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(retryPause):
+		}
+	}
+}
+
+// retryPause keeps a graild that dies at once from being started over and over at full speed.
+const retryPause = 10 * time.Millisecond
 
 // running returns a client of the graild that runs already.
 func running(ctx context.Context) (*api.Client, api.Version, error) {

@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -209,10 +208,9 @@ func (c *cli) foreground(ctx context.Context, dirs place.Dirs, cfg api.VMConfig,
 		return err
 	}
 	if cfg.Remove {
-		if client, _, err := c.connect(ctx); err == nil {
-			if err := client.RemoveVM(ctx, v.Name, false); err != nil && api.KindOf(err) != api.NotFound {
-				fmt.Fprintln(c.stderr, "grailctl:", oneLine(err))
-			}
+		err := c.retry(ctx, func(client *api.Client) error { return client.RemoveVM(ctx, v.Name, false) })
+		if err != nil && api.KindOf(err) != api.NotFound {
+			fmt.Fprintln(c.stderr, "grailctl:", oneLine(err))
 		}
 	}
 	return c.ended(end, program)
@@ -239,10 +237,11 @@ func (c *cli) startHere(ctx context.Context, dirs place.Dirs, cfg api.VMConfig, 
 			}
 			return v, err
 		}
-		if client, _, err = c.connect(ctx); err != nil {
-			return v, err
-		}
-		now, err := client.VM(ctx, cfg.Name)
+		var now api.VM
+		err = c.retry(ctx, func(client *api.Client) (err error) {
+			now, err = client.VM(ctx, cfg.Name)
+			return err
+		})
 		switch {
 		case api.KindOf(err) == api.NotFound && err != nil:
 		case err != nil:
@@ -278,10 +277,7 @@ func (c *cli) passSignals(ctx context.Context, name string, signals <-chan os.Si
 					sig = unix.SIGKILL
 				}
 			}
-			client, _, err := c.connect(ctx)
-			if err == nil {
-				err = client.SignalVM(ctx, name, int(sig))
-			}
+			err := c.retry(ctx, func(client *api.Client) error { return client.SignalVM(ctx, name, int(sig)) })
 			if err != nil && api.KindOf(err) != api.Busy && api.KindOf(err) != api.NotFound {
 				fmt.Fprintf(c.stderr, "grailctl: signal to %s: %s\n", name, oneLine(err))
 			}
@@ -290,22 +286,12 @@ func (c *cli) passSignals(ctx context.Context, name string, signals <-chan os.Si
 }
 
 // await returns the VM when its run has ended, however often graild dies meanwhile.
-func (c *cli) await(ctx context.Context, name string, generation int) (api.VM, error) {
-	for {
-		client, _, err := c.connect(ctx)
-		if err != nil {
-			return api.VM{}, err
-		}
-		v, err := client.WaitVM(ctx, name, generation)
-		if !api.Down(err) {
-			return v, err
-		}
-		select {
-		case <-ctx.Done():
-			return v, ctx.Err()
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
+func (c *cli) await(ctx context.Context, name string, generation int) (v api.VM, err error) {
+	err = c.retry(ctx, func(client *api.Client) error {
+		v, err = client.WaitVM(ctx, name, generation)
+		return err
+	})
+	return v, err
 }
 
 // ended turns the end of a run into this command's own.

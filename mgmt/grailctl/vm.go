@@ -76,11 +76,11 @@ func (c *cli) psCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "ps", GroupID: "vm", Short: "List the VMs that run", Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			client, _, err := c.connect(cmd.Context())
-			if err != nil {
+			var vms []api.VM
+			err := c.retry(cmd.Context(), func(client *api.Client) (err error) {
+				vms, err = client.VMs(cmd.Context())
 				return err
-			}
-			vms, err := client.VMs(cmd.Context())
+			})
 			if err != nil {
 				return err
 			}
