@@ -39,26 +39,25 @@ func ChildMain() {
 
 // child does the jail child's work, in the order that the privileges of each step demand. It returns only errors.
 func child() error {
-	socket := os.NewFile(childSocket, "parent")
-	if _, err := socket.WriteString(hello); err != nil {
-		return err
-	}
-	spec, err := readSpec(socket)
-	if err != nil {
-		return fmt.Errorf("reading the specification: %w", err)
-	}
 	// /proc/self names this process in whatever process namespace that /proc belongs to, and the directory
 	// keeps working for the parent after both have lost /proc.
 	proc, err := unix.Open("/proc/self", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("opening /proc/self: %w", err)
 	}
+	if err := unix.Sendmsg(childSocket, []byte(hello), unix.UnixRights(proc), nil, 0); err != nil {
+		return err
+	}
+	spec, err := readSpec(os.NewFile(childSocket, "parent"))
+	if err != nil {
+		return fmt.Errorf("reading the specification: %w", err)
+	}
 	if spec.Jailed {
 		if err := emptyRoot(); err != nil {
 			return err
 		}
 	}
-	if err := dropPrivileges(spec.UID, spec.GID); err != nil {
+	if err := dropPrivileges(spec); err != nil {
 		return err
 	}
 	if err := closeOnExec(); err != nil {
@@ -68,7 +67,7 @@ func child() error {
 	if err != nil {
 		return err
 	}
-	send := startSender(proc)
+	send := startSender()
 	if err := defaultSignals(); err != nil {
 		return fmt.Errorf("resetting signals: %w", err)
 	}

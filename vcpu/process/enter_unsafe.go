@@ -52,7 +52,7 @@ type sender struct {
 }
 
 // startSender returns once the sender's thread exists and runs; from then on it needs no scheduler.
-func startSender(proc int) *sender {
+func startSender() *sender {
 	s := new(sender)
 	go func() {
 		runtime.LockOSThread()
@@ -61,7 +61,7 @@ func startSender(proc int) *sender {
 			// Safe: the word outlives the call, and the kernel only reads it.
 			unix.RawSyscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&s.listener)), futexWaitPrivate, 0, 0, 0, 0)
 		}
-		rights := unix.UnixRights(int(s.listener.Load())-1, proc)
+		rights := unix.UnixRights(int(s.listener.Load()) - 1)
 		_ = unix.Sendmsg(childSocket, []byte(ready), rights, nil, 0) // an error is an end without a message for the parent
 	}()
 	for !s.running.Load() {
@@ -102,16 +102,16 @@ func (im *image) enter(s *sender) error {
 	}
 }
 
-// setIDs gives up all groups and takes on uid and gid, for the calling thread alone.
-func setIDs(uid, gid int) error {
+// setIDs makes id the user and the only group of the calling thread.
+func setIDs(id int) error {
 	if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); errno != 0 {
 		return fmt.Errorf("dropping groups: %w", errno)
 	}
-	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, uintptr(gid), uintptr(gid), uintptr(gid)); errno != 0 {
-		return fmt.Errorf("taking on group %d: %w", gid, errno)
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, uintptr(id), uintptr(id), uintptr(id)); errno != 0 {
+		return fmt.Errorf("taking on group %d: %w", id, errno)
 	}
-	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(uid), uintptr(uid), uintptr(uid)); errno != 0 {
-		return fmt.Errorf("taking on user %d: %w", uid, errno)
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(id), uintptr(id), uintptr(id)); errno != 0 {
+		return fmt.Errorf("taking on user %d: %w", id, errno)
 	}
 	return nil
 }

@@ -70,9 +70,9 @@ func anyDirectory() (string, error) {
 	return "", fmt.Errorf("no directory to mount on: %w", unix.ENOENT)
 }
 
-// dropPrivileges takes on uid and gid when they are not zero, and gives up every capability for good. It acts on the
+// dropPrivileges takes on the user that the guest is to have, and gives up every capability for good. It acts on the
 // calling thread, whose credentials are the ones that execve keeps.
-func dropPrivileges(uid, gid int) error {
+func dropPrivileges(spec *childSpec) error {
 	for c := uintptr(0); ; c++ {
 		if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err == unix.EINVAL {
 			break // one past the kernel's last capability
@@ -82,8 +82,8 @@ func dropPrivileges(uid, gid int) error {
 			return fmt.Errorf("dropping capability %d: %w", c, err)
 		}
 	}
-	if uid != 0 || gid != 0 {
-		if err := setIDs(uid, gid); err != nil {
+	if !spec.KeepIDs {
+		if err := setIDs(spec.ID); err != nil {
 			return err
 		}
 	}

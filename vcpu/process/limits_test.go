@@ -316,6 +316,10 @@ func TestJail(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
+		if os.Geteuid() == 0 && (!strings.Contains(string(status), "Uid:\t65534\t65534\t65534\t65534\nGid:\t65534\t65534\t65534\t65534\n") ||
+			!strings.Contains(string(status), "Groups:\t \n")) {
+			t.Errorf("not nobody: %s", status)
+		}
 		for _, want := range []string{"NoNewPrivs:\t1", "Seccomp:\t2", "CapInh:\t0000000000000000", "CapPrm:\t0000000000000000",
 			"CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "CapAmb:\t0000000000000000", "Threads:\t1", "SigBlk:\t0000000000000000", "SigIgn:\t0000000000000000"} {
 			if !strings.Contains(string(status), want) {

@@ -86,10 +86,10 @@ func modes(weak bool) []mode {
 			{"namespaces as nobody, without a user namespace", false, true, nobody},
 		}
 	}
+	if weak && uid == 0 {
+		list = append(list, mode{"no namespace, as nobody", false, false, nobody})
+	}
 	if weak {
-		if uid == 0 {
-			uid = nobody
-		}
 		list = append(list, mode{"no namespace", false, false, uid})
 	}
 	return list
@@ -152,8 +152,13 @@ func spawn(cfg Config, program *os.File, m mode) (_ *Guest, err error) {
 			g.Close()
 		}
 	}()
-	if err := g.hear(parent, hello); err != nil {
+	if g.proc, err = g.hear(parent, hello); err != nil {
 		return nil, err
+	}
+	if m.userNS {
+		if err := mapUser(g.proc, m); err != nil {
+			return nil, err
+		}
 	}
 	// Not before the child's own first execve is over, which would stop it too.
 	g.traced = !cfg.NoTrace && ptraceSeize(pid, spawnOptions) == nil
@@ -164,7 +169,7 @@ func spawn(cfg Config, program *os.File, m mode) (_ *Guest, err error) {
 	if err := writeSpec(parent, spec); err != nil {
 		return nil, fmt.Errorf("instructing the jail child: %w", err)
 	}
-	if err := g.takeDescriptors(parent); err != nil {
+	if g.listener, err = g.hear(parent, ready); err != nil {
 		return nil, err
 	}
 	if err := g.execute(parent); err != nil {
@@ -182,13 +187,8 @@ func fork(socket int, program *os.File, m mode) (pid, pidfd int, err error) {
 	}
 	if m.userNS {
 		attr.Cloneflags |= unix.CLONE_NEWUSER
-		gid := os.Getegid()
-		if m.hostUID != os.Geteuid() {
-			gid = m.hostUID
-		}
-		attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: m.hostUID, Size: 1}}
-		attr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: gid, Size: 1}}
-		attr.Credential = &syscall.Credential{NoSetGroups: true}
+		// Not yet user 0 there, so that execve would take the namespace's capabilities away.
+		attr.AmbientCaps = []uintptr{unix.CAP_SYS_ADMIN, unix.CAP_SYS_CHROOT, unix.CAP_SETUID, unix.CAP_SETGID, unix.CAP_SETPCAP}
 	}
 	pid, err = syscall.ForkExec("/proc/self/exe", []string{childName}, &syscall.ProcAttr{
 		// No collection, no preemption, and processors enough for two threads that wait in system calls (see enter).
@@ -207,9 +207,9 @@ func specFor(cfg *Config, g *Guest, m mode) (*childSpec, error) {
 	if err != nil {
 		return nil, err
 	}
-	spec := &childSpec{Filter: prog, Killable: !g.traced, Jailed: m.namespaces, Limits: limitsFor(cfg)}
-	if !m.userNS && m.hostUID != os.Geteuid() {
-		spec.UID, spec.GID = m.hostUID, m.hostUID
+	spec := &childSpec{Filter: prog, Killable: !g.traced, Jailed: m.namespaces, Limits: limitsFor(cfg), KeepIDs: m.hostUID == os.Geteuid()}
+	if !m.userNS {
+		spec.ID = m.hostUID
 	}
 	for _, s := range cfg.Argv {
 		spec.Argv = append(spec.Argv, []byte(s))
@@ -220,51 +220,58 @@ func specFor(cfg *Config, g *Guest, m mode) (*childSpec, error) {
 	return spec, nil
 }
 
-// hear waits for word from the child; any other message is the text of its error.
-func (g *Guest) hear(parent *os.File, word string) error {
-	_, err := g.hearWith(parent, word, nil)
-	return err
+// mapUser makes the guest's user, on the host, user 0 of the child's namespace. It goes through the child's own /proc
+// directory, since ours may belong to another process namespace than we do.
+func mapUser(proc int, m mode) error {
+	gid := os.Getegid()
+	if m.hostUID != os.Geteuid() {
+		gid = m.hostUID
+	}
+	for _, f := range []struct{ name, text string }{
+		{"setgroups", map[bool]string{true: "deny", false: "allow"}[m.hostUID == os.Geteuid()]}, // allow takes privileges
+		{"uid_map", fmt.Sprintf("0 %d 1", m.hostUID)},
+		{"gid_map", fmt.Sprintf("0 %d 1", gid)},
+	} {
+		fd, err := unix.Openat(proc, f.name, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		if err == nil {
+			_, err = unix.Write(fd, []byte(f.text))
+			unix.Close(fd)
+		}
+		if err != nil {
+			return fmt.Errorf("writing %q to the user namespace's %s: %w", f.text, f.name, err)
+		}
+	}
+	return nil
 }
 
-// hearWith is hear for a word that comes with descriptors, as control messages in oob; it returns their length.
-func (g *Guest) hearWith(parent *os.File, word string, oob []byte) (int, error) {
+// hear waits for word from the child, and returns the descriptor that came with it. Any other message is the text of an error.
+func (g *Guest) hear(parent *os.File, word string) (int, error) {
 	if err := g.awaitChild(int(parent.Fd())); err != nil {
-		return 0, err
+		return -1, err
 	}
-	text := make([]byte, len(word))
+	text, oob := make([]byte, len(word)), make([]byte, unix.CmsgSpace(4))
 	n, oobn, _, _, err := unix.Recvmsg(int(parent.Fd()), text, oob, unix.MSG_CMSG_CLOEXEC)
 	if err != nil {
-		return 0, fmt.Errorf("hearing from the jail child: %w", err)
+		return -1, fmt.Errorf("hearing from the jail child: %w", err)
 	}
-	if string(text[:n]) == word {
-		return oobn, nil
-	}
-	_ = unix.SetsockoptTimeval(int(parent.Fd()), unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 1})
-	rest, _ := io.ReadAll(io.LimitReader(parent, 4096))
-	message := strings.TrimSpace(string(text[:n]) + string(rest))
-	if message == "" {
-		message = "it ended without a word"
-	}
-	return 0, fmt.Errorf("the jail child failed: %s", message)
-}
-
-// takeDescriptors waits for the child's listener and /proc directory.
-func (g *Guest) takeDescriptors(parent *os.File) error {
-	oob := make([]byte, unix.CmsgSpace(2*4))
-	oobn, err := g.hearWith(parent, ready, oob)
-	if err != nil {
-		return err
+	if string(text[:n]) != word {
+		_ = unix.SetsockoptTimeval(int(parent.Fd()), unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 1})
+		rest, _ := io.ReadAll(io.LimitReader(parent, 4096))
+		message := strings.TrimSpace(string(text[:n]) + string(rest))
+		if message == "" {
+			message = "it ended without a word"
+		}
+		return -1, fmt.Errorf("the jail child failed: %s", message)
 	}
 	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
 	if err != nil || len(messages) != 1 {
-		return fmt.Errorf("the jail child sent no descriptors: %w", errors.Join(err, unix.EBADMSG))
+		return -1, fmt.Errorf("the jail child sent no descriptor: %w", errors.Join(err, unix.EBADMSG))
 	}
 	fds, err := unix.ParseUnixRights(&messages[0])
-	if err != nil || len(fds) != 2 {
-		return fmt.Errorf("the jail child sent %d descriptors, not 2: %w", len(fds), errors.Join(err, unix.EBADMSG))
+	if err != nil || len(fds) != 1 {
+		return -1, fmt.Errorf("the jail child sent %d descriptors, not 1: %w", len(fds), errors.Join(err, unix.EBADMSG))
 	}
-	g.listener, g.proc = fds[0], fds[1]
-	return nil
+	return fds[0], nil
 }
 
 // awaitChild waits until one of the descriptors is readable or its other end is gone, and meanwhile lets the traced

@@ -20,9 +20,10 @@ type childSpec struct {
 	Killable bool
 	// Jailed is false when the namespaces are missing: the root stays.
 	Jailed bool
-	// UID and GID are taken on when not zero, in the namespace of the child.
-	UID, GID int
-	Limits   []limit
+	// The child takes on ID as its user and only group, in its namespace, unless it is to KeepIDs.
+	ID      int
+	KeepIDs bool
+	Limits  []limit
 }
 
 type limit struct {
@@ -42,8 +43,8 @@ const (
 // childName is argv[0] of the jail child.
 const childName = "grail-process-jail"
 
-// The child's messages: hello once it runs, and ready with two descriptors, the seccomp listener and the child's /proc
-// directory. Anything else on the socket is the text of an error.
+// The child's messages: hello, with its /proc directory, once it runs; and ready, with the seccomp listener. Anything
+// else on the socket is the text of an error.
 const (
 	hello = "H"
 	ready = "R"
