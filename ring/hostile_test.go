@@ -95,6 +95,64 @@ func TestAllowEmpty(t *testing.T) {
 	}
 }
 
+// TestEmptyLoops: where empty descriptors are allowed, segments do not bound a loop; the tables' sizes do.
+func TestEmptyLoops(t *testing.T) {
+	for name, build := range map[string]func(r *ringtest.Raw, data uint64){
+		"direct": func(r *ringtest.Raw, _ uint64) {
+			r.SetDesc(0, ringtest.Desc{Flags: ringtest.FlagNext, Next: 0})
+		},
+		"indirect": func(r *ringtest.Raw, data uint64) {
+			r.SetTable(data, ringtest.Desc{Flags: ringtest.FlagNext, Next: 1}, ringtest.Desc{Flags: ringtest.FlagNext, Next: 0})
+			r.SetDesc(0, ringtest.Desc{Addr: data, Len: 32, Flags: ringtest.FlagIndirect})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBed(t, 4, ring.FeatureIndirect, 0, 0, false)
+			dev, err := ring.NewDevice(b.m, ring.DeviceConfig{Queue: b.q, AllowEmpty: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := ringtest.NewRaw(b.m, b.q)
+			build(r, b.data)
+			r.SetAvailIdx(1)
+			if ok, err := dev.Pop(new(ring.Chain)); ok || !errors.Is(err, ring.ErrPeerChain) {
+				t.Fatalf("Pop: %v %v", ok, err)
+			}
+		})
+	}
+}
+
+// TestDelayedEvents checks §2.7.7 and §2.7.10 for a peer that asks to be told after several requests, not at the next.
+func TestDelayedEvents(t *testing.T) {
+	b := newBed(t, 16, ring.FeatureEventIdx, 65533, 0, false)
+	r := ringtest.NewRaw(b.m, b.q)
+	r.SetAvailEvent(2)    // when index 2 is filled
+	r.SetUsedEvent(65535) // when index 65535 is
+	var c ring.Chain
+	for i, step := range []struct {
+		n          int // from index 65533 on
+		kick, call bool
+	}{{1, false, false}, {3, false, true}, {3, true, false}, {2, false, false}} {
+		for range step.n {
+			if err := b.drv.Add([]ring.Segment{{Addr: b.data, Len: 8}}, nil, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if kick := b.drv.Publish(); kick != step.kick {
+			t.Errorf("step %d: kick %v", i, kick)
+		}
+		for range step.n {
+			if ok, err := b.dev.Pop(&c); !ok {
+				t.Fatal(err)
+			}
+			b.dev.Push(c.Head, 0)
+		}
+		if call := b.dev.Publish(); call != step.call {
+			t.Errorf("step %d: call %v", i, call)
+		}
+	}
+}
+
 func TestHostileDevice(t *testing.T) {
 	for _, o := range ringtest.DeviceOffences() {
 		t.Run(o.Name, func(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/grailos/grail/ring"
+	"github.com/grailos/grail/ring/ringtest"
 )
 
 // TestInflightFormat checks every byte of the log against the layout of QueueRegionSplit.
@@ -124,4 +125,49 @@ func TestLogLargerThanQueue(t *testing.T) {
 	if _, err := ring.NewDevice(b.m, ring.DeviceConfig{Queue: b.q, Log: small}); !errors.Is(err, ring.ErrConfig) {
 		t.Fatalf("log smaller than the queue: %v", err)
 	}
+}
+
+// TestTwoCrashes: what one recovery leaves behind must be good enough for the next.
+func TestTwoCrashes(t *testing.T) {
+	b := newBed(t, 8, 0, 0, 0, true)
+	var c ring.Chain
+	add := func(n int) {
+		t.Helper()
+		for range n {
+			if err := b.drv.Add([]ring.Segment{{Addr: b.data, Len: 8}}, nil, 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b.drv.Publish()
+	}
+	pop := func(recovered bool, heads ...uint16) {
+		t.Helper()
+		for _, h := range heads {
+			if ok, err := b.dev.Pop(&c); !ok || c.Head != h || c.Recovered != recovered {
+				t.Fatalf("Pop: %v %v head %d recovered %v, want head %d recovered %v", ok, err, c.Head, c.Recovered, h, recovered)
+			}
+		}
+	}
+	add(5)
+	pop(false, 0, 1, 2, 3, 4)
+	b.dev.Push(0, 0)
+	b.dev.Publish()
+	b.dev.Push(3, 0)
+	b.dev.Push(1, 0)
+	// The used index of the batch (3, 1) is out, then the device dies.
+	ringtest.NewRaw(b.m, b.q).SetUsedIdx(3)
+	b.newDevice(t, 0)
+	pop(true, 2, 4)
+	// The next one links a completion into a new batch and dies before it is published.
+	b.dev.Push(4, 0)
+	b.newDevice(t, 0)
+	pop(true, 2, 4)
+	// A new request on a low head comes after those that were fetched before it.
+	if n, err := b.drv.Used(make([]ring.Completion, 8)); n != 3 || err != nil {
+		t.Fatal(n, err)
+	}
+	add(1)
+	pop(false, 1)
+	b.newDevice(t, 0)
+	pop(true, 2, 4, 1)
 }

@@ -196,6 +196,16 @@ func sameSegments(b *bed, got [][]byte, want []ring.Segment) bool {
 	})
 }
 
+// popAll pops until the queue is empty.
+func (m *model) popAll(t *rapid.T) {
+	if len(m.published)+len(m.replay) == 0 {
+		t.Skip("empty")
+	}
+	for len(m.published)+len(m.replay) > 0 {
+		m.pop(t)
+	}
+}
+
 // push completes any request in flight.
 func (m *model) push(t *rapid.T) {
 	if len(m.inFlight) == 0 {
@@ -335,9 +345,9 @@ func TestModel(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m := newModel(t)
 		t.Repeat(map[string]func(*rapid.T){
-			"add": m.add, "add again": m.add, "publish": m.publish, "pop": m.pop, "pop again": m.pop, "push": m.push,
-			"complete": m.complete, "used": m.used, "arm device": m.armDevice, "arm driver": m.armDriver,
-			"crash": m.crash, "": m.check,
+			"add": m.add, "add again": m.add, "publish": m.publish, "pop": m.pop, "pop all": m.popAll, "push": m.push,
+			"push again": m.push, "complete": m.complete, "used": m.used, "arm device": m.armDevice, "arm driver": m.armDriver,
+			"crash": m.crash, "crash again": m.crash, "": m.check,
 		})
 		m.settle(t)
 	})

@@ -1,9 +1,12 @@
 package vhostuser
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/grailos/grail/ring"
@@ -237,8 +240,13 @@ func TestSessionOrder(t *testing.T) {
 	p.enable(0)
 	p.expect()
 
+	old, fds := p.s.mem[0].FD, openFDs(t)
 	p.memory() // replaced under a running queue
 	p.expect("Stop 0", "SetMemory 1", "Start 0 size 8 base 1000 desc 0x100000")
+	p.h.open(p.s.mem[0].FD)
+	if p.s.mem[0].FD == old || openFDs(t) != fds {
+		t.Error("the old memory's descriptor was not closed")
+	}
 
 	p.ok(SetVringEnable, vringState{0, 0}.encode())
 	p.expect("Stop 0")
@@ -262,11 +270,16 @@ func TestSessionOrder(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.ok(SetInflightFD, a.encode(), dup)
+	p.h.open(p.s.log.FD)
 	p.expect("Stop 0", "Stop 1", "SetInflight 2 128", "Start 0 size 8 base 1000 desc 0x100000", "Start 1 size 8 base 1001 desc 0x101000")
 
+	fds = openFDs(t)
 	r, err = p.send(GetVringBase, vringState{index: 1}.encode())
 	if err != nil {
 		t.Fatal(err)
+	}
+	if openFDs(t) != fds-2 {
+		t.Error("a stopped queue keeps its doorbells")
 	}
 	if st, err := r.state(); err != nil || st != (vringState{1, 1000}) {
 		t.Fatalf("base %+v, %v", st, err)
@@ -456,4 +469,55 @@ func TestSessionHandlerFails(t *testing.T) {
 	if after := openFDs(t); after != before {
 		t.Errorf("%d descriptors before, %d after", before, after)
 	}
+}
+
+// TestReconnectRings: whoever waits on either side of a queue looks at it again after a reconnection.
+func TestReconnectRings(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			c, err := l.AcceptUnix()
+			if err != nil {
+				return
+			}
+			if err := NewBackend(c, newRecorder(t)).Serve(context.Background()); err != nil {
+				t.Error(err)
+			}
+		}
+	}()
+	f, err := Dial(context.Background(), path, Options{Features: ring.FeatureVersion1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd := memfd(t, testSize)
+	if err := f.SetMemory([]MemRegion{{FD: fd, Size: testSize, GPA: testGPA, User: testUser}}); err != nil {
+		t.Fatal(err)
+	}
+	layout, err := ring.LayoutOf(8)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kick, call := ring.DoorbellOf(eventfd(t)), ring.DoorbellOf(eventfd(t))
+	if err := f.Start(1, QueueSetup{Ring: layout.At(testGPA, 0), Base: 7, Kick: kick, Call: call}); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Reconnect(context.Background(), func(i int) (uint16, error) { return 9, nil }); err != nil {
+		t.Fatal(err)
+	}
+	for name, b := range map[string]ring.Doorbell{"kick": kick, "call": call} {
+		if rung, err := b.Drain(); !rung || err != nil {
+			t.Errorf("%s: rung %v, %v", name, rung, err)
+		}
+		b.Close()
+	}
+	f.Close()
+	l.Close()
+	<-done
+	unix.Close(fd)
 }
