@@ -39,6 +39,8 @@ type driver struct {
 	adopted  *running      // the predecessor's portal process
 	stop     chan struct{} // closed to end the driver for good
 	stopOnce sync.Once
+	known    chan struct{} // closed when it is known what an adopted instance serves
+	knowOnce sync.Once
 	hurry    chan struct{} // ends a back-off
 	stopped  chan struct{} // closed by the loop
 }
@@ -51,7 +53,7 @@ type injection struct {
 
 func (d *Daemon) newDriver(rec *store.Driver) *driver {
 	return &driver{d: d, rec: *rec, state: api.Starting, clients: map[uint64]*client{}, changed: make(chan struct{}),
-		stop: make(chan struct{}), hurry: make(chan struct{}, 1), stopped: make(chan struct{})}
+		stop: make(chan struct{}), known: make(chan struct{}), hurry: make(chan struct{}, 1), stopped: make(chan struct{})}
 }
 
 // set changes the state and wakes whoever waits for that. The caller holds dr.mu.

@@ -172,6 +172,9 @@ func (i *instance) call(req hv.Request, timeout time.Duration, fds ...int) (resp
 		conn, err = hv.Dial(short)
 		return err
 	})
+	if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, os.ErrNotExist) {
+		return resp, nil, hv.ErrClosed // its process is ending
+	}
 	if err != nil {
 		return resp, nil, err
 	}

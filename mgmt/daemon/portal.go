@@ -188,23 +188,30 @@ func (p *portal) serve() error {
 	if err != nil {
 		return err
 	}
-	// A wait that is in progress ends when the other side of its connection does.
-	quit := make(chan struct{})
-	defer close(quit)
-	closed := make(chan struct{})
+	// A wait that is in progress ends when its connection does. Nobody may use the connection after its Close.
+	quit, idle := make(chan struct{}), make(chan struct{})
 	go func() {
-		defer close(closed)
+		defer close(idle)
 		select {
 		case <-quit:
 		case <-p.dr.stop:
+			_ = c.Shutdown()
 		case <-p.dr.d.closing:
+			_ = c.Shutdown()
 		}
-		_ = c.Shutdown()
 	}()
 	defer func() {
-		_ = c.Shutdown()
+		close(quit)
+		<-idle
 		c.Close()
 	}()
+	select {
+	case <-p.dr.known:
+	case <-p.dr.stop:
+		return nil
+	case <-p.dr.d.closing:
+		return nil
+	}
 	var seq uint64
 	for {
 		s, err := c.Wait(seq)

@@ -47,6 +47,7 @@ func (dr *driver) run(inst *driverInstance, rec *recovery) {
 		if err == nil {
 			end, err = dr.serve(inst, rec)
 		}
+		dr.knowOnce.Do(func() { close(dr.known) })
 		if dr.stopping() {
 			return
 		}
@@ -244,7 +245,7 @@ func (dr *driver) bringUp(inst *driverInstance, rec *recovery) error {
 				// Both sides look again: either may have missed the other's last doorbell.
 				c.call()
 				c.kick()
-			case inst.gone() || errors.Is(err, hv.ErrClosed) || errors.Is(err, unix.ECONNREFUSED):
+			case inst.gone() || errors.Is(err, hv.ErrClosed):
 				inst.awaitEnd()
 				return errEnded
 			case errors.Is(err, errTimeout):
@@ -277,6 +278,7 @@ func (dr *driver) keepServed(inst *driverInstance, served []uint64) {
 	inst.strays = strays
 	inst.mu.Unlock()
 	dr.dropStrays(func(id uint64) bool { return !portal || id < hv.PortalIDs })
+	dr.knowOnce.Do(func() { close(dr.known) })
 }
 
 // died makes the crash record of an instance, unless it was ended to be replaced, and returns how long its successor has
