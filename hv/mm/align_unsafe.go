@@ -22,3 +22,9 @@ func casWord(b []byte, old, val uint32) bool {
 	// Safe: as loadWord.
 	return atomic.CompareAndSwapUint32((*uint32)(unsafe.Pointer(&b[:4][0])), old, val)
 }
+
+// adjacent reports whether b follows a directly in memory and within a's capacity, so that one slice can cover both.
+func adjacent(a, b []byte) bool {
+	// Safe: addresses are compared, nothing is accessed.
+	return cap(a) >= len(a)+len(b) && uintptr(unsafe.Pointer(&a[0]))+uintptr(len(a)) == uintptr(unsafe.Pointer(&b[0]))
+}

@@ -305,3 +305,76 @@ func (s *Space) SetBreak(addr uint64) {
 	addr = (addr + page - 1) &^ (page - 1)
 	s.brk.start, s.brk.end = addr, addr
 }
+
+// Mapped reports whether all of [addr, addr+size) is mapped.
+func (s *Space) Mapped(addr, size uint64) bool {
+	if size > MaxAddress || addr > MaxAddress-size {
+		return false
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	for at := addr; at < addr+size; {
+		a := s.areas.find(at)
+		if a == nil {
+			return false
+		}
+		at = a.end
+	}
+	return true
+}
+
+// Remap changes the size of the anonymous area at addr from size to wanted bytes, elsewhere if it may move and must,
+// and returns where it is then (mremap(2)).
+func (s *Space) Remap(addr, size, wanted uint64, mayMove bool) (uint64, error) {
+	start, end, err := pageRange(addr, size)
+	if err != nil || wanted == 0 || wanted > MaxAddress {
+		return 0, unix.EINVAL
+	}
+	wanted = (wanted + page - 1) &^ (page - 1)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a := s.areas.find(start)
+	if a == nil || a.end < end || a.host != nil {
+		return 0, unix.EFAULT
+	}
+	have := end - start
+	switch {
+	case wanted == have:
+		return start, nil
+	case wanted < have:
+		return start, s.unmap(start+wanted, end)
+	case a.end == end && start <= MaxAddress-wanted && s.areas.free(end, start+wanted):
+		s.areas.insert(area{start: end, end: start + wanted, prot: a.prot, max: a.max})
+		return start, nil
+	case !mayMove:
+		return 0, unix.ENOMEM
+	}
+	grown := area{prot: a.prot, max: a.max}
+	to, _, err := s.choose(0, wanted, Hint)
+	if err != nil {
+		return 0, err
+	}
+	grown.start, grown.end = to, to+wanted
+	s.areas.insert(grown)
+	// The pages move one by one: the tables may hold large ones that do not fit the new place.
+	var failed error
+	err = s.tables.Visit(start, end, func(va, pa, n uint64) amd64.Action {
+		for off := uint64(0); failed == nil && off < n; off += page {
+			dst, ok := s.ram.alloc()
+			if !ok {
+				failed = ErrNoMemory
+				break
+			}
+			copy(s.ram.bytes(dst, page), s.ram.bytes(pa+off, page))
+			failed = noMemory(s.tables.Map(to+va-start+off, dst, grown.prot.perm()))
+		}
+		return amd64.Keep()
+	})
+	if err == nil {
+		err = failed
+	}
+	if err != nil {
+		return 0, err
+	}
+	return to, s.unmap(start, end)
+}

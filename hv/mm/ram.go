@@ -139,8 +139,9 @@ func (r *ram) dropPartial(b int) {
 // contains reports whether pa lies in RAM.
 func (r *ram) contains(pa uint64) bool { return pa-r.base < uint64(len(r.mem)) }
 
-// bytes returns n bytes of RAM at pa, which must lie in it.
-func (r *ram) bytes(pa, n uint64) []byte { return r.mem[pa-r.base:][:n:n] }
+// bytes returns n bytes of RAM at pa, which must lie in it. Its capacity reaches to the end of RAM, so that
+// neighbours can be joined.
+func (r *ram) bytes(pa, n uint64) []byte { return r.mem[pa-r.base:][:n] }
 
 // discard zeroes [pa, pa+n), gives its host memory back, and makes KVM drop every translation to it.
 func (r *ram) discard(pa, n uint64) {

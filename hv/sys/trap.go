@@ -1,0 +1,53 @@
+package sys
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/grailos/grail/arch/amd64"
+	"github.com/grailos/grail/hv"
+	"github.com/grailos/grail/hv/mm"
+	"github.com/grailos/grail/vcpu/kvm"
+)
+
+// trap turns an exception into the signal that Linux would send. cause is why a page fault could not be served.
+func (t *thread) trap(e kvm.Exit, cause error) {
+	info := siginfo{signo: int(unix.SIGSEGV), code: siKernel}
+	rip := t.cpu.Regs().RIP
+	switch e.Vector {
+	case amd64.VectorDivide:
+		info = siginfo{signo: int(unix.SIGFPE), code: 1, a: rip} // FPE_INTDIV
+	case amd64.VectorDebug:
+		info = siginfo{signo: int(unix.SIGTRAP), code: 2, a: rip} // TRAP_TRACE
+	case amd64.VectorBreakpoint:
+		info = siginfo{signo: int(unix.SIGTRAP), code: siKernel}
+	case amd64.VectorInvalidOp:
+		info = siginfo{signo: int(unix.SIGILL), code: 2, a: rip} // ILL_ILLOPN
+	case amd64.VectorSegment, amd64.VectorStack:
+		info = siginfo{signo: int(unix.SIGBUS), code: siKernel}
+	case amd64.VectorAlignment:
+		info = siginfo{signo: int(unix.SIGBUS), code: 1, a: 0} // BUS_ADRALN
+	case amd64.VectorFPU, amd64.VectorSIMD:
+		info = siginfo{signo: int(unix.SIGFPE), code: 7, a: rip} // FPE_FLTINV: the exact kind is in the FPU state
+	case amd64.VectorPageFault:
+		info.a = e.Addr
+		switch {
+		case errors.Is(cause, mm.ErrNoMemory):
+			t.outOfMemory(e)
+			return
+		case errors.Is(cause, mm.ErrDenied):
+			info.code = 2 // SEGV_ACCERR
+		default:
+			info.code = 1 // SEGV_MAPERR
+		}
+	}
+	t.record(&hv.Fault{Vector: e.Vector, Error: e.Error, Address: e.Addr, Signal: info.signo})
+	t.force(info)
+}
+
+// outOfMemory ends a guest that has used up its reservation.
+func (t *thread) outOfMemory(e kvm.Exit) {
+	t.record(&hv.Fault{Vector: e.Vector, Error: e.Error, Address: e.Addr, Signal: int(unix.SIGKILL)})
+	t.g.finish(t.g.memoryEnd())
+}
