@@ -79,8 +79,8 @@ func alternatives(rules []Rule, self uint32) ([]bpf.Instruction, error) {
 				return nil, fmt.Errorf("process: rule for system call %d tests argument %d of 6", r.Nr, c.Arg)
 			}
 			c = c.bind(self)
-			if c.Not && uint32(c.Mask) != 0 && c.Mask>>32 != 0 {
-				return nil, fmt.Errorf("process: inverted rule for system call %d spans both halves", r.Nr)
+			if c.Not && (uint32(c.Mask) == 0) == (c.Mask>>32 == 0) {
+				return nil, fmt.Errorf("process: inverted rule for system call %d must test one half of the argument", r.Nr)
 			}
 			for half := range uint32(2) {
 				mask, value := uint32(c.Mask>>(32*half)), uint32(c.Value>>(32*half))

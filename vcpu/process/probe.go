@@ -29,7 +29,7 @@ type Support struct {
 // started before: Next, Call, memory, signals and the tracer. An allow-list can be narrowed further: every
 // process number is the guest's.
 var SupervisorSyscalls = []uint32{
-	unix.SYS_POLL, unix.SYS_IOCTL, // Next, Call.Return, Call.Install
+	unix.SYS_PPOLL, unix.SYS_IOCTL, // Next, Call.Return, Call.Install
 	unix.SYS_PROCESS_VM_READV, unix.SYS_PROCESS_VM_WRITEV, // memory
 	unix.SYS_PREAD64, unix.SYS_PWRITE64, // /proc/PID/status; /proc/PID/mem where process_vm_* is refused
 	unix.SYS_PTRACE, unix.SYS_WAIT4, // the tracer
