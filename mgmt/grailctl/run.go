@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 
+	"github.com/containerd/console"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
@@ -19,7 +20,7 @@ import (
 
 func (c *cli) runCommand() *cobra.Command {
 	var f vmFlags
-	var remove bool
+	var remove, tty bool
 	cmd := &cobra.Command{
 		Use:     "run [flags] [--] PROGRAM [ARG...]",
 		GroupID: "vm",
@@ -32,9 +33,19 @@ guest as SIGINT; a second one ends the VM. The VM outlives a crash of graild.`,
   grailctl run --files ./site --env PORT=80 -- ./server
   grailctl run --disk blk0/data:ro -- ./fshash data`,
 		Args: atLeastOne("a PROGRAM"),
-		RunE: func(cmd *cobra.Command, args []string) error { return c.run(cmd.Context(), &f, remove, args) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if tty {
+				reset, err := c.rawTerminal()
+				if err != nil {
+					return err
+				}
+				defer reset()
+			}
+			return c.run(cmd.Context(), &f, remove, args)
+		},
 	}
 	f.add(cmd)
+	cmd.Flags().BoolVarP(&tty, "tty", "t", false, "put the terminal into raw mode, so that the guest gets every key, Ctrl-C too")
 	cmd.Flags().BoolVar(&remove, "rm", false, "forget the VM when it has ended")
 	return cmd
 }
@@ -138,6 +149,18 @@ func (c *cli) run(ctx context.Context, f *vmFlags, remove bool, args []string) e
 		return err
 	}
 	return c.foreground(ctx, dirs, cfg, notCreated, program)
+}
+
+// rawTerminal puts the terminal of standard input into raw mode. reset undoes that.
+func (c *cli) rawTerminal() (reset func(), err error) {
+	t, err := console.ConsoleFromFile(c.stdin)
+	if err != nil {
+		return nil, errors.New("--tty: standard input is no terminal; leave --tty out")
+	}
+	if err := t.SetRaw(); err != nil {
+		return nil, fmt.Errorf("--tty: %w", err)
+	}
+	return func() { _ = t.Reset() }, nil
 }
 
 // present leaves out the files that are not there.
