@@ -67,6 +67,8 @@ type Status struct {
 	Console  []string `json:"console,omitempty"`
 	Attached []uint64 `json:"attached,omitempty"` // IDs of the attachments that the driver serves, without those that it reported dead
 	Dead     []string `json:"dead,omitempty"`     // MsgDead texts received
+	// JailMissing says what of the jail the host did not allow, in words.
+	JailMissing []string `json:"jailMissing,omitempty"`
 }
 
 // Bounds of one control message.

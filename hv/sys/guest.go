@@ -132,11 +132,12 @@ func (g *Guest) Signal(sig int) error {
 	return nil
 }
 
-// Space returns the guest's memory.
-func (g *Guest) Space() *mm.Space { return g.space }
-
-// Bias returns the load bias of a position-independent program, 0 otherwise.
-func (g *Guest) Bias() uint64 { return g.bias }
+// Revoke replaces mapped memory, named by vfs's object number, by fresh zero pages. It is no error if it is not
+// mapped.
+func (g *Guest) Revoke(object uint64) error {
+	_, err := g.space.Revoke(object)
+	return err
+}
 
 func (g *Guest) ending() bool {
 	g.mu.Lock()
@@ -167,11 +168,7 @@ func (g *Guest) Fault() *hv.Fault {
 func (g *Guest) Denied() map[string]int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	out := make(map[string]int, len(g.denied))
-	for nr, n := range g.denied {
-		out[SyscallName(nr)] = n
-	}
-	return out
+	return deniedNames(g.denied)
 }
 
 // maxDenied bounds the table of calls that do not exist; numbers beyond it are counted as one.

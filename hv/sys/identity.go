@@ -31,7 +31,7 @@ func (t *thread) identity(nr uint64, a [6]uint64) (ret uint64, err error, ok boo
 		}
 		return 0, nil, true
 	case unix.SYS_UNAME:
-		return 0, t.uname(a[0]), true
+		return 0, t.g.space.CopyOut(a[0], utsname()), true
 	case unix.SYS_GETRANDOM:
 		ret, err := t.getrandom(a)
 		return ret, err, true
@@ -42,9 +42,9 @@ func (t *thread) identity(nr uint64, a [6]uint64) (ret uint64, err error, ok boo
 		if a[3] == 0 {
 			return 0, nil, true
 		}
-		return 0, t.getrlimit(a[1], a[3]), true
+		return 0, t.g.space.CopyOut(a[3], rlimit(a[1], t.g.cfg.MaxThreads)), true
 	case unix.SYS_GETRLIMIT:
-		return 0, t.getrlimit(a[0], a[1]), true
+		return 0, t.g.space.CopyOut(a[1], rlimit(a[0], t.g.cfg.MaxThreads)), true
 	case unix.SYS_SETRLIMIT:
 		return 0, nil, true
 	case unix.SYS_GETCPU:
@@ -69,13 +69,13 @@ func (t *thread) identity(nr uint64, a [6]uint64) (ret uint64, err error, ok boo
 	return 0, nil, false
 }
 
-// uname names the system that the guest sees. The release is that of the Linux whose calls are served.
-func (t *thread) uname(addr uint64) error {
-	var b [6 * 65]byte
+// utsname names the system that the guest sees. The release is that of the Linux whose calls are served.
+func utsname() []byte {
+	b := make([]byte, 6*65)
 	for i, s := range []string{"Linux", "grail", "6.1.0-grail", "#1 Grail", "x86_64", "(none)"} {
 		copy(b[65*i:], s)
 	}
-	return t.g.space.CopyOut(addr, b[:])
+	return b
 }
 
 // maxRandom bounds one getrandom; more is a short read, as Linux allows itself.
@@ -88,7 +88,8 @@ func (t *thread) getrandom(a [6]uint64) (uint64, error) {
 	return n, t.g.space.CopyOut(a[0], b)
 }
 
-func (t *thread) getrlimit(resource, addr uint64) error {
+// rlimit is the struct rlimit that the guest is told.
+func rlimit(resource uint64, threads int) []byte {
 	limit := ^uint64(0)
 	switch resource {
 	case unix.RLIMIT_NOFILE:
@@ -96,11 +97,12 @@ func (t *thread) getrlimit(resource, addr uint64) error {
 	case unix.RLIMIT_STACK:
 		limit = stackSize
 	case unix.RLIMIT_NPROC:
-		limit = uint64(t.g.cfg.MaxThreads)
+		limit = uint64(threads)
 	case unix.RLIMIT_CORE:
 		limit = 0
 	}
-	return t.store64(addr, limit, limit)
+	b := binary.LittleEndian.AppendUint64(nil, limit)
+	return binary.LittleEndian.AppendUint64(b, limit)
 }
 
 func (t *thread) sysinfo(addr uint64) error {

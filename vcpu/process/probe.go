@@ -25,6 +25,9 @@ type Support struct {
 	Missing []string
 }
 
+// SupervisorIoctls are the requests of those calls' ioctl, all on the guest's notification descriptor.
+var SupervisorIoctls = []uint32{notifRecv, notifSend, notifIDValid, notifAddFD, notifSetFlags}
+
 // SupervisorSyscalls are the system calls that a supervisor makes, besides those of the Go runtime, for guests that were
 // started before: Next, Call, memory, signals and the tracer. An allow-list can be narrowed further: every
 // process number is the guest's.
