@@ -123,7 +123,7 @@ func (b *bundle) member(h *tar.Header, fd int, start, end int64) error {
 	case tar.TypeDir:
 		if d := b.dir(name); d != nil {
 			d.mode.Store(uint32(h.Mode) & 0o7777)
-			d.mtime.Store(h.ModTime.UnixNano())
+			d.born(h.ModTime.UnixNano())
 		}
 		return nil
 	case tar.TypeReg:
@@ -185,7 +185,7 @@ func (b *bundle) node(k kind, h *tar.Header) *node {
 	b.ino++
 	n := &node{kind: k, ino: b.ino, links: 1, fd: -1}
 	n.mode.Store(uint32(h.Mode) & 0o7777)
-	n.mtime.Store(h.ModTime.UnixNano())
+	n.born(h.ModTime.UnixNano())
 	return n
 }
 
@@ -202,7 +202,7 @@ func (b *bundle) dir(name string) *node {
 			b.ino++
 			next = &node{kind: kindDir, ino: b.ino, links: 2, fd: -1, entries: make(map[string]*node)}
 			next.mode.Store(0o755)
-			next.mtime.Store(d.mtime.Load())
+			next.born(d.mtime.Load())
 			d.add(c, next)
 		}
 		if next.kind != kindDir {

@@ -100,7 +100,7 @@ func (t *Table) capObject(s *hv.CapSpec) (object, int, error) {
 func (t *Table) hostCap(s *hv.CapSpec, fd int) (object, error) {
 	switch s.Kind {
 	case abi.CapKick, abi.CapCall:
-		return &event{fd, s.Rights}, nil
+		return &event{fd: fd, rights: s.Rights, shared: true}, nil
 	case abi.CapDevice:
 		return &device{t: t, fd: fd, bytes: int64(s.Size), rights: s.Rights, label: s.Name}, nil
 	case abi.CapStatus, abi.CapDisk, abi.CapGrant, abi.CapLog:

@@ -169,10 +169,8 @@ func (n *node) allocate(a *arena, mode uint32, off, length int64) unix.Errno {
 	}
 	switch mode {
 	case 0, unix.FALLOC_FL_KEEP_SIZE:
-		for p := off - off%blockSize; p < end; p += blockSize {
-			if _, e := n.blockAt(a, p); e != 0 {
-				return e // what was allocated stays with the file, as on other file systems
-			}
+		if e := n.reserve(a, off-off%blockSize, end); e != 0 {
+			return e
 		}
 	case unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE, unix.FALLOC_FL_ZERO_RANGE, unix.FALLOC_FL_ZERO_RANGE | unix.FALLOC_FL_KEEP_SIZE:
 		n.punch(a, off, end)
@@ -192,4 +190,25 @@ func (n *node) free(a *arena) {
 	defer n.mu.Unlock()
 	n.punch(a, 0, maxFile)
 	n.bytes.Store(0)
+}
+
+// reserve allocates every hole in [from, to), or nothing when there is no room. mu is held.
+func (n *node) reserve(a *arena, from, to int64) unix.Errno {
+	holes := (to - from + blockSize - 1) / blockSize
+	for i, r := range n.blocks {
+		for j, b := range r.block {
+			if at := i*runBytes + int64(j)*blockSize; b != 0 && at >= from && at < to {
+				holes--
+			}
+		}
+	}
+	if free, _ := a.room(); uint64(holes) > free {
+		return unix.ENOSPC
+	}
+	for p := from; p < to; p += blockSize {
+		if _, e := n.blockAt(a, p); e != 0 {
+			return e // someone else took the room meanwhile
+		}
+	}
+	return 0
 }

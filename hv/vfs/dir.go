@@ -37,7 +37,11 @@ func (t *Table) sysGetdents(c *Call, fd, addr, n uint64, old bool) (uint64, unix
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.pos == 0 || o.list == nil {
-		if o.list, e = o.listing(); e != 0 {
+		list, e := o.listing()
+		if e == 0 {
+			e = o.keep(list)
+		}
+		if e != 0 {
 			return 0, e
 		}
 	}

@@ -194,21 +194,21 @@ func (t *Table) dispatchPath(c *Call, nr uint64, a [6]uint64) (ret uint64, errno
 	case unix.SYS_TRUNCATE:
 		ret, errno = t.sysTruncate(c, a[0], a[1])
 	case unix.SYS_CHMOD:
-		ret, errno = t.sysChmod(c, cwdArg, a[0], a[1], 0, false)
+		ret, errno = t.sysChmod(c, cwdArg, a[0], a[1], 0)
 	case unix.SYS_FCHMODAT:
-		ret, errno = t.sysChmod(c, a[0], a[1], a[2], 0, false)
+		ret, errno = t.sysChmod(c, a[0], a[1], a[2], 0)
 	case unix.SYS_FCHMODAT2:
-		ret, errno = t.sysChmod(c, a[0], a[1], a[2], a[3], false)
+		ret, errno = t.sysChmod(c, a[0], a[1], a[2], a[3])
 	case unix.SYS_FCHMOD:
-		ret, errno = t.sysFchmod(a[0], a[1], false)
+		ret, errno = t.sysFchmod(a[0], a[1])
 	case unix.SYS_CHOWN:
-		ret, errno = t.sysChmod(c, cwdArg, a[0], 0, 0, true)
+		ret, errno = t.sysChown(c, cwdArg, a[0], a[1], a[2], 0)
 	case unix.SYS_LCHOWN:
-		ret, errno = t.sysChmod(c, cwdArg, a[0], 0, unix.AT_SYMLINK_NOFOLLOW, true)
+		ret, errno = t.sysChown(c, cwdArg, a[0], a[1], a[2], unix.AT_SYMLINK_NOFOLLOW)
 	case unix.SYS_FCHOWNAT:
-		ret, errno = t.sysChmod(c, a[0], a[1], 0, a[4], true)
+		ret, errno = t.sysChown(c, a[0], a[1], a[2], a[3], a[4])
 	case unix.SYS_FCHOWN:
-		ret, errno = t.sysFchmod(a[0], 0, true)
+		ret, errno = t.sysFchown(a[0], a[1], a[2])
 	case unix.SYS_UTIMENSAT:
 		ret, errno = t.sysUtimensat(c, a[0], a[1], a[2], a[3])
 	case unix.SYS_UMASK:

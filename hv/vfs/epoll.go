@@ -11,6 +11,7 @@ import (
 // epoll is an epoll instance: a host one, whose entries are kept by guest descriptor and file, as Linux does.
 type epoll struct {
 	noIO
+	t    *Table
 	fd   int
 	mu   sync.Mutex
 	regs map[watchKey]watchReg
@@ -36,7 +37,7 @@ func (t *Table) sysEpollCreate(flags uint64) (uint64, unix.Errno) {
 	if err != nil {
 		return 0, errnoOf(err)
 	}
-	return t.open(&epoll{fd: fd, regs: make(map[watchKey]watchReg)}, unix.O_RDWR|int(flags))
+	return t.open(&epoll{t: t, fd: fd, regs: make(map[watchKey]watchReg)}, unix.O_RDWR|int(flags))
 }
 
 func (p *epoll) stat(st *stat) { st.mode = 0o600 }
@@ -52,9 +53,7 @@ func (p *epoll) release() {
 		k.f.watchMu.Lock()
 		delete(k.f.watchers, p)
 		k.f.watchMu.Unlock()
-		if r.own {
-			unix.Close(r.host)
-		}
+		p.forget(r)
 	}
 	unix.Close(p.fd)
 }
@@ -122,9 +121,15 @@ func (p *epoll) add(key watchKey, host int, ev *unix.EpollEvent) unix.Errno {
 	if p.regs == nil {
 		return unix.EBADF
 	}
+	if p.t.watched.Load() >= maxWatches {
+		return unix.ENOSPC
+	}
 	reg := watchReg{host: host}
 	err := unix.EpollCtl(p.fd, unix.EPOLL_CTL_ADD, host, ev)
 	if err == unix.EEXIST {
+		if p.t.copies.Load() >= maxCopies {
+			return unix.ENOSPC
+		}
 		d, err := unix.FcntlInt(uintptr(host), unix.F_DUPFD_CLOEXEC, 0)
 		if err != nil {
 			return errnoOf(err)
@@ -134,9 +139,11 @@ func (p *epoll) add(key watchKey, host int, ev *unix.EpollEvent) unix.Errno {
 			unix.Close(d)
 			return errnoOf(err)
 		}
+		p.t.copies.Add(1)
 	} else if err != nil {
 		return errnoOf(err)
 	}
+	p.t.watched.Add(1)
 	p.regs[key] = reg
 	key.f.watchMu.Lock()
 	if key.f.watchers == nil {
@@ -151,10 +158,23 @@ func (p *epoll) add(key watchKey, host int, ev *unix.EpollEvent) unix.Errno {
 func (p *epoll) remove(key watchKey, reg watchReg) {
 	delete(p.regs, key)
 	_ = unix.EpollCtl(p.fd, unix.EPOLL_CTL_DEL, reg.host, nil)
+	p.forget(reg)
+}
+
+// forget gives back what an entry took.
+func (p *epoll) forget(reg watchReg) {
+	p.t.watched.Add(-1)
 	if reg.own {
 		unix.Close(reg.host)
+		p.t.copies.Add(-1)
 	}
 }
+
+// Bounds of a guest's epoll entries: a descriptor that is closed while its file lives on leaves its entry.
+const (
+	maxWatches = 1 << 15
+	maxCopies  = 1024
+)
 
 // unwatch takes f out of every epoll instance. It is called when the last reference has gone, before the
 // host descriptor is closed: others may share it, so closing would not do.

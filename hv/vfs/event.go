@@ -10,6 +10,7 @@ import (
 type event struct {
 	fd     int
 	rights uint32
+	shared bool // with a peer that may change the descriptor's flags
 }
 
 func (t *Table) sysEventfd(initial, flags uint64) (uint64, unix.Errno) {
@@ -20,7 +21,7 @@ func (t *Table) sysEventfd(initial, flags uint64) (uint64, unix.Errno) {
 	if err != nil {
 		return 0, errnoOf(err)
 	}
-	return t.open(&event{fd, abi.RightRead | abi.RightWrite}, unix.O_RDWR|int(flags)&^unix.EFD_SEMAPHORE)
+	return t.open(&event{fd: fd, rights: abi.RightRead | abi.RightWrite}, unix.O_RDWR|int(flags)&^unix.EFD_SEMAPHORE)
 }
 
 func (v *event) read(c *Call, f *file, u *uio, _ int64) (uint64, unix.Errno) {
@@ -70,8 +71,15 @@ func (v *event) write(c *Call, f *file, u *uio, _ int64) (uint64, unix.Errno) {
 		return 0, e
 	}
 	for {
-		n, err := unix.Write(v.fd, b)
-		switch e := errnoOf(err); {
+		n, e := 0, unix.EAGAIN
+		// A counter that its peer has filled would block the write if the peer has also made the shared
+		// descriptor blocking: look first.
+		if !v.shared || c.ready(v.fd, unix.POLLOUT) {
+			var err error
+			n, err = unix.Write(v.fd, b)
+			e = errnoOf(err)
+		}
+		switch {
 		case e == 0:
 			return uint64(n), 0
 		case e == unix.EINTR:

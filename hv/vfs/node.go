@@ -29,6 +29,8 @@ type node struct {
 	ino    uint64
 	mode   atomic.Uint32 // permission bits
 	mtime  atomic.Int64  // Unix ns
+	atime  atomic.Int64  // Unix ns; reads do not move it
+	owner  atomic.Uint64 // user, and group in the upper half
 	links  int
 	parent *node // of a directory
 	name   string
@@ -53,6 +55,9 @@ func (n *node) isRegular() bool { return n.kind == kindTmp || n.kind == kindHost
 func (n *node) size() int64     { return n.bytes.Load() }
 func (n *node) touch()          { n.mtime.Store(time.Now().UnixNano()) }
 
+// born sets both times.
+func (n *node) born(ns int64) { n.mtime.Store(ns); n.atime.Store(ns) }
+
 func (n *node) format() uint32 {
 	switch n.kind {
 	case kindDir, kindFDs:
@@ -73,7 +78,8 @@ func (n *node) stat(st *stat) {
 	st.mode = n.format() | n.mode.Load()&0o7777
 	st.ino = n.ino
 	st.size = n.size()
-	st.mtime = n.mtime.Load()
+	st.mtime, st.atime = n.mtime.Load(), n.atime.Load()
+	st.uid, st.gid = uint32(n.owner.Load()), uint32(n.owner.Load()>>32)
 	st.links = uint64(max(n.links, 0))
 	st.dev = devRoot
 	switch n.kind {

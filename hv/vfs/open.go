@@ -1,6 +1,10 @@
 package vfs
 
-import "golang.org/x/sys/unix"
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+)
 
 // atCwd is AT_FDCWD as a 32-bit argument.
 const atCwd = int32(unix.AT_FDCWD)
@@ -229,7 +233,7 @@ func (t *tree) create(at place, k kind, mode uint32) (*node, unix.Errno) {
 	t.nodes++
 	n := t.newNode(k, mode)
 	n.tmp = true
-	n.touch()
+	n.born(time.Now().UnixNano())
 	at.dir.add(at.name, n)
 	at.dir.touch()
 	return n, 0

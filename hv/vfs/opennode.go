@@ -77,7 +77,24 @@ func (o *openNode) name() string {
 	return p
 }
 
-func (o *openNode) release() { o.t.tree.unref(o.n) }
+func (o *openNode) release() {
+	o.keep(nil)
+	o.t.tree.unref(o.n)
+}
+
+// maxListed bounds the directory entries in all listings that a guest holds at once.
+const maxListed = 1 << 18
+
+// keep replaces the listing by list. A single one may be as long as it is; ENOMEM when there would be too many.
+func (o *openNode) keep(list []dirent) unix.Errno {
+	delta := int64(len(list) - len(o.list))
+	if sum := o.t.listed.Add(delta); delta > 0 && sum > maxListed && sum > int64(len(list)) {
+		o.t.listed.Add(-delta)
+		return unix.ENOMEM
+	}
+	o.list = list
+	return 0
+}
 
 // unref drops a reference of an open file; the contents of an unlinked one go with the last.
 func (t *tree) unref(n *node) {

@@ -7,22 +7,32 @@ import (
 )
 
 // pipeEnd is one end of a pipe of the guest's own: a non-blocking host pipe.
-type pipeEnd struct{ fd int }
+type pipeEnd struct {
+	t  *Table
+	fd int
+}
+
+// maxPipes bounds a guest's pipes: each may fill 64 KiB of the host's memory.
+const maxPipes = 512
 
 func (t *Table) sysPipe(c *Call, addr, flags uint64) (uint64, unix.Errno) {
 	if flags&^uint64(unix.O_CLOEXEC|unix.O_NONBLOCK) != 0 {
 		return 0, unix.EINVAL
 	}
+	if t.pipes.Load() >= 2*maxPipes { // counted by ends
+		return 0, unix.ENFILE
+	}
 	var p [2]int
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
 		return 0, errnoOf(err)
 	}
-	r, e := t.open(&pipeEnd{p[0]}, unix.O_RDONLY|int(flags))
+	t.pipes.Add(2)
+	r, e := t.open(&pipeEnd{t, p[0]}, unix.O_RDONLY|int(flags))
 	if e != 0 {
-		unix.Close(p[1])
+		(&pipeEnd{t, p[1]}).release()
 		return 0, e
 	}
-	w, e := t.open(&pipeEnd{p[1]}, unix.O_WRONLY|int(flags))
+	w, e := t.open(&pipeEnd{t, p[1]}, unix.O_WRONLY|int(flags))
 	if e != 0 {
 		t.drop(int(r))
 		return 0, e
@@ -46,7 +56,10 @@ func (p *pipeEnd) write(c *Call, f *file, u *uio, _ int64) (uint64, unix.Errno) 
 func (p *pipeEnd) stat(st *stat) { st.mode = unix.S_IFIFO | 0o600 }
 func (p *pipeEnd) pollFD() int   { return p.fd }
 func (p *pipeEnd) name() string  { return fmt.Sprintf("pipe:[%d]", p.fd) }
-func (p *pipeEnd) release()      { unix.Close(p.fd) }
+func (p *pipeEnd) release() {
+	unix.Close(p.fd)
+	p.t.pipes.Add(-1)
+}
 func (p *pipeEnd) ioctl(c *Call, _ *file, req, arg uint64) (uint64, unix.Errno) {
 	return streamIoctl(c, p.fd, req, arg)
 }

@@ -10,20 +10,20 @@ import (
 func (t *tree) addSpecial(cfg *Config, now int64) {
 	dir := func(parent *node, name string) *node {
 		n := t.newNode(kindDir, 0o555)
-		n.mtime.Store(now)
+		n.born(now)
 		parent.add(name, n)
 		return n
 	}
 	link := func(parent *node, name, target string) {
 		n := t.newNode(kindSymlink, 0o777)
 		n.target = target
-		n.mtime.Store(now)
+		n.born(now)
 		parent.add(name, n)
 	}
 	dev := dir(t.root, "dev")
 	for _, d := range charDevices {
 		n := t.newNode(kindDevice, 0o666)
-		n.mtime.Store(now)
+		n.born(now)
 		n.device = func() object { return d }
 		dev.add(d.label, n)
 	}
@@ -33,7 +33,7 @@ func (t *tree) addSpecial(cfg *Config, now int64) {
 	link(dev, "stderr", "/proc/self/fd/2")
 	self := dir(dir(t.root, "proc"), "self")
 	t.fds = t.newNode(kindFDs, 0o500)
-	t.fds.mtime.Store(now)
+	t.fds.born(now)
 	self.add("fd", t.fds)
 	dir(t.root, "sys")
 
@@ -50,7 +50,7 @@ func (t *tree) addSpecial(cfg *Config, now int64) {
 	exe.real = t.newNode(kindHost, 0o755)
 	exe.real.host = cfg.Program
 	exe.real.bytes.Store(st.Size)
-	exe.real.mtime.Store(now)
+	exe.real.born(now)
 	t.progNode = exe.real
 	self.add("exe", exe)
 }
@@ -61,11 +61,14 @@ type charDevice struct {
 	minor uint64
 }
 
+// maxDeviceRead bounds one read of an endless device, so that the thread can be interrupted in between.
+const maxDeviceRead = 32 << 20
+
 var charDevices = []*charDevice{{"null", 3}, {"zero", 5}, {"full", 7}, {"random", 8}, {"urandom", 9}}
 
 func (d *charDevice) read(c *Call, _ *file, u *uio, _ int64) (uint64, unix.Errno) {
 	var done uint64
-	for u.left > 0 {
+	for u.left > 0 && done < maxDeviceRead {
 		b := zeroBlock[:]
 		switch d.label {
 		case "null":

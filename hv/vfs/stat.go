@@ -13,7 +13,8 @@ type stat struct {
 	rdev            uint64
 	size            int64
 	blocks          uint64
-	mtime           int64 // Unix ns
+	uid, gid        uint32
+	mtime, atime    int64 // Unix ns
 }
 
 // hostStat takes over what a guest may know of a host descriptor behind its console.
@@ -86,8 +87,10 @@ func (t *Table) sysStatx(c *Call, dirfd, path, flags, mask, addr uint64) (uint64
 	le.PutUint64(b[32:], st.ino)
 	le.PutUint64(b[40:], uint64(st.size))
 	le.PutUint64(b[48:], st.blocks)
-	for _, at := range []int{64, 96, 112} { // atime, ctime, mtime
-		sec, ns := split(st.mtime)
+	le.PutUint32(b[20:], st.uid)
+	le.PutUint32(b[24:], st.gid)
+	for i, at := range [3]int{64, 96, 112} {
+		sec, ns := split([3]int64{st.atime, st.mtime, st.mtime}[i]) // access, change, modification
 		le.PutUint64(b[at:], uint64(sec))
 		le.PutUint32(b[at+8:], uint32(ns))
 	}

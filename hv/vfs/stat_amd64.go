@@ -17,10 +17,12 @@ func (st *stat) wire(b []byte) []byte {
 	le.PutUint64(b[48:], uint64(st.size))
 	le.PutUint64(b[56:], blockSize)
 	le.PutUint64(b[64:], st.blocks)
-	sec, ns := split(st.mtime)
-	for _, at := range []int{72, 88, 104} {
-		le.PutUint64(b[at:], uint64(sec))
-		le.PutUint64(b[at+8:], uint64(ns))
+	le.PutUint32(b[28:], st.uid)
+	le.PutUint32(b[32:], st.gid)
+	for i, t := range [3]int64{st.atime, st.mtime, st.mtime} { // access, modification, change
+		sec, ns := split(t)
+		le.PutUint64(b[72+16*i:], uint64(sec))
+		le.PutUint64(b[80+16*i:], uint64(ns))
 	}
 	return b
 }

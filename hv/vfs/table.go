@@ -56,6 +56,12 @@ type Table struct {
 	busy    *atomic.Uint64
 	objects atomic.Uint64 // last Mapping.Object given out
 
+	// What a guest may hold of the host's besides descriptors is counted and bounded.
+	pipes   atomic.Int64 // pipes that are open
+	watched atomic.Int64 // entries of epoll instances
+	copies  atomic.Int64 // host descriptors that such entries have of their own
+	listed  atomic.Int64 // directory entries in listings
+
 	devRequests, devBytes atomic.Uint64
 }
 

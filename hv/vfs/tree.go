@@ -55,8 +55,8 @@ func (t *tree) init(cfg *Config) {
 	t.root.parent = t.root
 	t.tmp = t.newNode(kindDir, 0o1777)
 	t.tmp.tmp = true
-	t.tmp.mtime.Store(now)
-	t.root.mtime.Store(now)
+	t.tmp.born(now)
+	t.root.born(now)
 	t.root.add("tmp", t.tmp)
 	t.arena.limit = cfg.TmpLimit
 	if t.arena.limit == 0 {
