@@ -88,12 +88,13 @@ func (s *Space) dropHost(h *hostArea) {
 }
 
 // Revoke replaces the memory of a host area, given by its key, by fresh zero pages, in the guest and for
-// all host code that still works on it (the abort protocol). It reports whether there was one.
+// all host code that still works on it (the abort protocol). Key 0 names
+// nothing. It reports whether there was one.
 func (s *Space) Revoke(key uint64) (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for h := range s.hosts {
-		if h.key == key {
+		if key != 0 && h.key == key {
 			h.key = 0
 			return true, replaceByZeroes(h.mem)
 		}
