@@ -13,11 +13,13 @@ import (
 type Exit struct {
 	Code   int            // exit code, 0 to 255, when Signal is 0
 	Signal syscall.Signal // the fatal signal, or 0
-	Killed bool           // by Kill or Close
+	Killed bool           // by Kill, Abort or Close
 	Crash  *Crash         // the guest's state at a fatal signal; nil when it was not traced or was killed
+	// Threads are the states of all threads, after Abort.
+	Threads []*Crash
 }
 
-// Crash is a thread's state at the moment of a fatal signal.
+// Crash is a thread's state at the moment of a fatal signal, or at Abort.
 type Crash struct {
 	TID    int   // in the supervisor's namespace
 	SICode int32 // si_code (sigaction(2)): above 0 for a fault, 0 or below when somebody sent the signal
@@ -58,6 +60,24 @@ func (g *Guest) crash(tid int, sig unix.Signal, info *siginfo) {
 		g.exit = Exit{Signal: sig, Crash: report}
 	}
 	g.kill()
+}
+
+// recordThread records a thread that stopped because of Abort, and ends the guest when it was the last.
+func (g *Guest) recordThread(tid int) {
+	g.mu.Lock()
+	aborting := g.aborting
+	g.mu.Unlock()
+	report := &Crash{TID: tid}
+	if !aborting || unix.PtraceGetRegs(tid, &report.Regs) != nil {
+		return
+	}
+	g.snapshot(report)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.exit.Threads = append(g.exit.Threads, report)
+	if len(g.exit.Threads) >= g.threads {
+		g.kill()
+	}
 }
 
 // snapshot reads the memory around the registers; what cannot be read is left out.

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -42,6 +43,7 @@ type Guest struct {
 	backlog  []*Call        // received while Install waited, for Next
 	exit     Exit
 	killed   bool
+	aborting bool // every thread that stops is recorded
 	reaped   bool
 	closed   bool
 
@@ -299,14 +301,23 @@ func (g *Guest) Signal(sig syscall.Signal) error {
 		return ErrGone
 	}
 	if g.traced || sig == unix.SIGKILL {
-		return unix.Kill(g.pid, sig)
+		return g.post(sig)
 	}
 	// Untraced, the first process of a namespace would ignore signals that it does not handle.
 	if !g.weak && !ignoredByDefault(sig) && !stopsByDefault(sig) && g.disposition(sig) == byDefault {
 		g.exit.Signal = sig
-		return unix.Kill(g.pid, unix.SIGKILL)
+		sig = unix.SIGKILL
 	}
-	return unix.Kill(g.pid, sig)
+	return g.post(sig)
+}
+
+// post sends a signal to the process, whatever became of its number.
+func (g *Guest) post(sig syscall.Signal) error {
+	err := unix.PidfdSendSignal(g.pidfd, sig, nil, 0)
+	if err == unix.ESRCH {
+		return ErrGone
+	}
+	return err
 }
 
 // Kill ends the guest at once. It is no error that it is gone already.
@@ -320,9 +331,34 @@ func (g *Guest) Kill() {
 // kill sends SIGKILL; g.mu is held.
 func (g *Guest) kill() {
 	if !g.reaped {
-		_ = unix.Kill(g.pid, unix.SIGKILL)
+		_ = g.post(unix.SIGKILL) // fails only when it is gone
 	}
 }
+
+// Abort ends a guest that hangs, and records the state of its threads in Exit.Threads first. It returns at once; a thread that
+// does not stop within abortWait is left out. An untraced guest is just killed.
+func (g *Guest) Abort() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.reaped || g.aborting || g.killed || g.exit.Signal != 0 {
+		return
+	}
+	g.killed = true
+	if !g.traced {
+		g.kill()
+		return
+	}
+	g.aborting = true
+	_ = g.post(unix.SIGSTOP)
+	time.AfterFunc(abortWait, func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		g.kill()
+	})
+}
+
+// abortWait is generous: a thread stops within microseconds once it runs.
+const abortWait = 200 * time.Millisecond
 
 // Wait blocks until the guest is gone and returns how it ended.
 func (g *Guest) Wait() Exit {

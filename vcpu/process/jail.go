@@ -110,7 +110,11 @@ func closeOnExec() error {
 	if unix.CloseRange(0, ^uint(0)>>32, unix.CLOSE_RANGE_CLOEXEC) == nil {
 		return nil
 	}
-	// Before Linux 5.11. The root may be gone, so there is no /proc/self/fd to list.
+	return closeEachOnExec()
+}
+
+// closeEachOnExec is for Linux before 5.11. The root may be gone, so there is no /proc/self/fd to list.
+func closeEachOnExec() error {
 	var lim unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
 		return err

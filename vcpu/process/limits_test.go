@@ -23,7 +23,7 @@ func TestThreadsAreBounded(t *testing.T) {
 	for _, noTrace := range []bool{false, true} {
 		t.Run(fmt.Sprint("untraced=", noTrace), func(t *testing.T) {
 			out, exit, _ := run(t, Config{Program: cProgram(t, "-static"), Argv: []string{"cguest", "threads", "10000"}, MaxThreads: 100, NoTrace: noTrace})
-			if want := "made 99 failed 9901\n"; out != want || exit != (Exit{}) {
+			if want := "made 99 failed 9901\n"; out != want || !clean(exit) {
 				t.Errorf("got %q, %+v; want %q", out, exit, want)
 			}
 		})
@@ -33,7 +33,7 @@ func TestThreadsAreBounded(t *testing.T) {
 func TestThreadCountReturns(t *testing.T) {
 	// 300 threads in turn must not use up 4.
 	out, exit, s := run(t, Config{Program: cProgram(t, "-static"), Argv: []string{"cguest", "churn", "300"}, MaxThreads: 4})
-	if out != "joined 300\n" || exit != (Exit{}) || s.g.Threads() != 0 {
+	if out != "joined 300\n" || !clean(exit) || s.g.Threads() != 0 {
 		t.Errorf("got %q, %+v, %d threads at the end", out, exit, s.g.Threads())
 	}
 }
@@ -41,7 +41,7 @@ func TestThreadCountReturns(t *testing.T) {
 func TestMemoryIsBounded(t *testing.T) {
 	out, exit, _ := run(t, Config{Program: cProgram(t, "-static"), Argv: []string{"cguest", "hog"}, MemoryBytes: 32 << 20})
 	var mib, errno int
-	if n, _ := fmt.Sscanf(out, "got %d MiB, %d", &mib, &errno); n != 2 || mib > 96 || mib < 32 || errno != int(unix.ENOMEM) || exit != (Exit{}) {
+	if n, _ := fmt.Sscanf(out, "got %d MiB, %d", &mib, &errno); n != 2 || mib > 96 || mib < 32 || errno != int(unix.ENOMEM) || !clean(exit) {
 		t.Errorf("got %q, %+v", out, exit)
 	}
 	out, exit, _ = run(t, Config{Program: goProgram(t), Argv: []string{"goguest", "hog"}, MemoryBytes: 64 << 20})
@@ -274,7 +274,7 @@ func TestProgramNotForOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	out, exit, _ := run(t, Config{Program: open(t, path), Argv: []string{"cguest"}})
-	if out != "hello from C, 1 arguments\n" || exit != (Exit{}) {
+	if out != "hello from C, 1 arguments\n" || !clean(exit) {
 		t.Errorf("got %q, %+v", out, exit)
 	}
 }
@@ -288,7 +288,7 @@ func TestModes(t *testing.T) {
 				forceMode = &m
 				defer func() { forceMode = saved }()
 				out, exit, s := run(t, Config{Program: goProgram(t), Argv: []string{"goguest", "threads", "20"}, NoTrace: noTrace})
-				if out != "joined 20\n" || exit != (Exit{}) {
+				if out != "joined 20\n" || !clean(exit) {
 					t.Errorf("got %q, %+v", out, exit)
 				}
 				if s.g.Weak() == m.namespaces || s.g.Traced() == noTrace {
@@ -355,6 +355,20 @@ func TestJail(t *testing.T) {
 	s.serve()
 	if exit := s.g.Wait(); !exit.Killed || exit.Signal != unix.SIGKILL {
 		t.Errorf("got %+v", exit)
+	}
+}
+
+func TestCloseEachOnExec(t *testing.T) {
+	fd, err := unix.Dup(2) // without the flag
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := closeEachOnExec(); err != nil {
+		t.Fatal(err)
+	}
+	if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil || flags&unix.FD_CLOEXEC == 0 {
+		t.Errorf("flags %#x, %v", flags, err)
 	}
 }
 

@@ -36,7 +36,7 @@ var SupervisorSyscalls = []uint32{
 	unix.SYS_PROCESS_VM_READV, unix.SYS_PROCESS_VM_WRITEV, // memory
 	unix.SYS_PREAD64, unix.SYS_PWRITE64, // /proc/PID/status; /proc/PID/mem where process_vm_* is refused
 	unix.SYS_PTRACE, unix.SYS_WAIT4, // the tracer
-	unix.SYS_TGKILL, unix.SYS_KILL, // signals
+	unix.SYS_TGKILL, unix.SYS_PIDFD_SEND_SIGNAL, // signals
 	unix.SYS_NEWFSTATAT, // only for a guest without namespaces
 	unix.SYS_CLOSE,      // Close
 }

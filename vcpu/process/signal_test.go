@@ -101,7 +101,7 @@ func TestSignalsDoNotRepeatCalls(t *testing.T) {
 				t.Logf("%d calls repeated", k.repeated)
 				k.repeated = 0
 			}
-			if s.out.String() != want || exit != (Exit{}) || k.repeated != 0 || fmt.Sprint(k.next) != n {
+			if s.out.String() != want || !clean(exit) || k.repeated != 0 || fmt.Sprint(k.next) != n {
 				t.Errorf("got %q, %+v, %d repeated, %d calls; want %q", s.out.String(), exit, k.repeated, k.next, want)
 			}
 			if k.handled != k.handler {
@@ -173,7 +173,7 @@ func TestStopAndContinue(t *testing.T) {
 		s.stdin <- []byte("x")
 	}()
 	s.serve()
-	if exit := s.g.Wait(); exit != (Exit{}) {
+	if exit := s.g.Wait(); !clean(exit) {
 		t.Errorf("got %+v", exit)
 	}
 }
@@ -199,5 +199,45 @@ func TestKill(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+func TestAbort(t *testing.T) {
+	for _, what := range []string{"spin", "block", "threads 20"} {
+		for _, noTrace := range []bool{false, true} {
+			t.Run(fmt.Sprint(what, " untraced=", noTrace), func(t *testing.T) {
+				s := start(t, Config{Program: cProgram(t, "-static"), Argv: append([]string{"cguest"}, strings.Fields(what)...), NoTrace: noTrace}, nil)
+				threads := 1
+				abort := func() {
+					s.g.Abort()
+					s.g.Abort()
+				}
+				if what == "threads 20" {
+					threads = 21
+					s.onNr[unix.SYS_WRITEV] = func(c *Call) { abort() } // unanswered: the last thing before its end
+				} else {
+					go func() {
+						s.await("ready")
+						abort()
+					}()
+				}
+				s.serve()
+				exit := s.g.Wait()
+				if exit.Signal != unix.SIGKILL || !exit.Killed || exit.Crash != nil {
+					t.Errorf("got %+v", exit)
+				}
+				if noTrace {
+					threads = 0
+				}
+				if len(exit.Threads) != threads {
+					t.Errorf("%d threads recorded, want %d", len(exit.Threads), threads)
+				}
+				for _, thread := range exit.Threads {
+					if thread.Regs.Rip == 0 || len(thread.Code) == 0 || len(thread.Stack) == 0 {
+						t.Errorf("thread %+v", thread)
+					}
+				}
+			})
+		}
 	}
 }

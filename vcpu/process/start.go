@@ -141,7 +141,7 @@ func spawn(cfg Config, program *os.File, m mode) (_ *Guest, err error) {
 	}
 	defer func() {
 		if err != nil {
-			_ = unix.Kill(pid, unix.SIGKILL)
+			g.kill()
 			for {
 				if _, e := unix.Wait4(pid, nil, unix.WALL, nil); e != nil && e != unix.EINTR {
 					break
@@ -198,6 +198,9 @@ func fork(socket int, program *os.File, m mode) (pid, pidfd int, err error) {
 	})
 	if err != nil {
 		return 0, -1, fmt.Errorf("forking: %w", err)
+	}
+	if pidfd < 0 {
+		return 0, -1, fmt.Errorf("forking: the kernel gave no pidfd: %w", unix.ENOSYS) // the child ends with the socket
 	}
 	return pid, pidfd, nil
 }
@@ -308,7 +311,7 @@ func (g *Guest) passStop(status unix.WaitStatus) bool {
 		sig := status.StopSignal()
 		if fatalInExec(sig) {
 			// The old program is gone and the new cannot be loaded. The first process of a namespace does not die of its own.
-			_ = unix.Kill(g.pid, unix.SIGKILL)
+			g.kill()
 		}
 		_ = ptraceCont(g.pid, sig)
 	case unix.PTRACE_EVENT_EXEC:

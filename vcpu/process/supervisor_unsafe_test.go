@@ -15,7 +15,7 @@ import (
 // goRuntimeSyscalls are what a running Go program makes of its own, and this test to print.
 var goRuntimeSyscalls = []uint32{
 	unix.SYS_FUTEX, unix.SYS_NANOSLEEP, unix.SYS_SCHED_YIELD, unix.SYS_CLOCK_GETTIME, unix.SYS_RT_SIGACTION, unix.SYS_RT_SIGPROCMASK,
-	unix.SYS_RT_SIGRETURN, unix.SYS_SIGALTSTACK, unix.SYS_GETTID, unix.SYS_GETPID, unix.SYS_MMAP, unix.SYS_MUNMAP, unix.SYS_MADVISE,
+	unix.SYS_RT_SIGRETURN, unix.SYS_RESTART_SYSCALL, unix.SYS_SIGALTSTACK, unix.SYS_GETTID, unix.SYS_GETPID, unix.SYS_MMAP, unix.SYS_MUNMAP, unix.SYS_MADVISE,
 	unix.SYS_MPROTECT, unix.SYS_PRCTL, unix.SYS_EXIT, unix.SYS_EXIT_GROUP, unix.SYS_EPOLL_PWAIT, unix.SYS_EPOLL_CTL,
 	unix.SYS_EPOLL_CREATE1, unix.SYS_EVENTFD2, unix.SYS_WRITE, unix.SYS_READ, unix.SYS_FCNTL, unix.SYS_SCHED_GETAFFINITY,
 	unix.SYS_ARCH_PRCTL, unix.SYS_SET_ROBUST_LIST, unix.SYS_RSEQ, unix.SYS_UNLINKAT, // unlinkat: the test's temporary directory

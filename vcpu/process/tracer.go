@@ -49,6 +49,7 @@ func (g *Guest) stopped(tid int, status unix.WaitStatus) {
 		_ = ptraceCont(tid, 0)
 	case unix.PTRACE_EVENT_STOP:
 		if stopsByDefault(sig) {
+			g.recordThread(tid)
 			_ = ptraceListen(tid) // a group stop: stay stopped until SIGCONT
 		} else {
 			_ = ptraceCont(tid, 0) // a new thread, or the end of a group stop

@@ -31,8 +31,8 @@ type limit struct {
 	Value    uint64
 }
 
-// maxSpec bounds a childSpec in bytes: more than execve itself takes.
-const maxSpec = 64 << 20
+// maxSpec bounds a childSpec in bytes: more than execve itself takes (6 MiB, as base64).
+const maxSpec = 16 << 20
 
 // The child's descriptors until it executes the guest: the socket to the parent and the program.
 const (
