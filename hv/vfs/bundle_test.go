@@ -461,3 +461,24 @@ func FuzzBundle(f *testing.F) {
 		}
 	})
 }
+
+// BenchmarkIndex measures the first look-up in an archive of 10,000 files.
+func BenchmarkIndex(b *testing.B) {
+	var members []member
+	for i := range 10000 {
+		members = append(members, member{name: fmt.Sprintf("src/pkg%d/file%d.go", i/50, i), body: strings.Repeat("x", 3000)})
+	}
+	fd := hostFile(b, archive(b, members))
+	cfg := bare()
+	cfg.Files = fd
+	for b.Loop() {
+		tab, err := New(cfg)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if tab.tree.load() != 0 {
+			b.Fatal(tab.FilesError())
+		}
+		tab.Close()
+	}
+}

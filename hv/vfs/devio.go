@@ -14,6 +14,9 @@ const maxDevBytes = 1 << 30
 
 // sysDevIO performs a batch of device requests in order; see abi.SysDevIO. The requests are read once and written
 // back with their results.
+//
+// One preadv or pwritev a request: io_uring, with a registered file and 32 requests a call, was between 0.7 and 1.05 times as fast
+// in five runs of 640,000 random 4 KiB reads from the page cache, and would cost the jail another system call.
 func (t *Table) sysDevIO(c *Call, addr, n uint64) (uint64, unix.Errno) {
 	if n > abi.MaxDevBatch {
 		return 0, unix.EINVAL

@@ -6,7 +6,7 @@ import (
 	"github.com/grailos/grail/hv/abi"
 )
 
-// MaxFDs bounds a guest's descriptors.
+// MaxFDs bounds a guest's descriptors. Where the host's own limit is lower than twice that, the guest gets half of it.
 const MaxFDs = 4096
 
 // slot is one guest descriptor.
@@ -37,7 +37,7 @@ func (t *Table) install(f *file, least int, cloexec bool, c *abi.Cap) (int, unix
 	for fd < len(t.slots) && t.slots[fd].f != nil {
 		fd++
 	}
-	if fd >= MaxFDs {
+	if fd >= t.most {
 		return 0, unix.EMFILE
 	}
 	t.place(fd, slot{f, cloexec, c})
@@ -135,7 +135,7 @@ func (t *Table) sysDup3(old, new, flags uint64) (uint64, unix.Errno) {
 	}
 	defer f.put()
 	n := int(int32(new))
-	if n < 0 || n >= MaxFDs {
+	if n < 0 || n >= t.most {
 		return 0, unix.EBADF
 	}
 	t.mu.Lock()
@@ -162,7 +162,7 @@ func (t *Table) sysFcntl(c *Call, fd, cmd, arg uint64) (uint64, unix.Errno) {
 	defer f.put()
 	switch cmd {
 	case unix.F_DUPFD, unix.F_DUPFD_CLOEXEC:
-		if arg >= MaxFDs {
+		if arg >= uint64(t.most) {
 			return 0, unix.EINVAL
 		}
 		n, e := t.install(f, int(arg), cmd == unix.F_DUPFD_CLOEXEC, nil)

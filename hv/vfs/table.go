@@ -45,8 +45,9 @@ const (
 
 // Table is one guest's descriptors, file tree and capabilities. It is safe for concurrent use.
 type Table struct {
-	mu    sync.RWMutex // guards slots and every file's slots field
+	mu    sync.RWMutex // guards slots
 	slots []slot
+	most  int // descriptors that the guest may have
 
 	tree    tree
 	cwd     atomic.Pointer[node]
@@ -67,7 +68,7 @@ type Table struct {
 
 // New builds the table of a guest that is about to start: console at 0, 1 and 2, then Caps in order.
 func New(cfg Config) (*Table, error) {
-	t := &Table{}
+	t := &Table{most: mostFDs()}
 	if cfg.Busy != nil {
 		b, err := counter(cfg.Busy)
 		if err != nil {
@@ -100,6 +101,15 @@ func New(cfg Config) (*Table, error) {
 		}
 	}
 	return t, nil
+}
+
+// mostFDs bounds the guest's descriptors so that those that they take from the host leave enough to the VMM.
+func mostFDs() int {
+	var lim unix.Rlimit
+	if unix.Getrlimit(unix.RLIMIT_NOFILE, &lim) != nil || lim.Cur >= 2*MaxFDs {
+		return MaxFDs
+	}
+	return max(64, int(lim.Cur)/2)
 }
 
 // Close closes every descriptor of the guest and frees /tmp. No call may be in progress.
