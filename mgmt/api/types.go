@@ -14,6 +14,7 @@ type Version struct {
 	Started time.Time `json:"started"`
 	State   string    `json:"state"` // state directory
 	Log     string    `json:"log"`   // graild's log file
+	Build   string    `json:"build"` // identity of the program file that it runs; see place.Build
 }
 
 // APIVersion changes when old clients could misunderstand new answers.

@@ -28,6 +28,7 @@ type Daemon struct {
 	bootID  string
 	started time.Time
 	version string
+	build   string
 
 	mu       sync.Mutex
 	vms      map[string]*vm
@@ -63,6 +64,9 @@ func Open(dirs place.Dirs, log *slog.Logger, version string) (_ *Daemon, err err
 	}
 	d := &Daemon{dirs: dirs, log: log, lock: lock, started: time.Now(), version: version,
 		vms: map[string]*vm{}, drivers: map[string]*driver{}, making: map[string]bool{}, closing: make(chan struct{})}
+	if d.build, err = place.Build("/proc/self/exe"); err != nil {
+		return nil, err
+	}
 	if b, err := os.ReadFile("/proc/sys/kernel/random/boot_id"); err == nil {
 		d.bootID = strings.TrimSpace(string(b))
 	}
@@ -325,7 +329,11 @@ func (d *Daemon) CreateDriver(ctx context.Context, cfg api.DriverConfig) (err er
 	go dr.run(nil, nil)
 	failed := ""
 	err = dr.waitFor(ctx, func() bool {
-		if dr.state == api.BackOff || dr.rec.Crashes > 0 {
+		if dr.rec.Crashes > 0 {
+			failed = dr.lastEnd
+			return true
+		}
+		if dr.state == api.BackOff {
 			failed = dr.message
 			return true
 		}

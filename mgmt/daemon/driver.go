@@ -27,6 +27,7 @@ type driver struct {
 	backings  []*backing
 	state     api.State
 	message   string
+	lastEnd   string          // why the last instance ended
 	inst      *driverInstance // the present one, also while it starts and ends
 	clients   map[uint64]*client
 	changed   chan struct{} // closed and replaced whenever state or inst changes

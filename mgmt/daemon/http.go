@@ -32,7 +32,7 @@ func (d *Daemon) Handler(shutdown func()) http.Handler {
 	}
 	route("GET /v1/version", func(*http.Request) (any, error) {
 		return api.Version{Version: d.version, API: api.APIVersion, PID: os.Getpid(), Started: d.started,
-			State: d.dirs.State, Log: d.dirs.Log()}, nil
+			State: d.dirs.State, Log: d.dirs.Log(), Build: d.build}, nil
 	})
 	route("POST /v1/shutdown", func(*http.Request) (any, error) {
 		shutdown()

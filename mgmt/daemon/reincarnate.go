@@ -299,7 +299,8 @@ func (dr *driver) died(inst *driverInstance, e *ending) (*recovery, time.Duratio
 	}
 	dr.rec.Crashes++
 	wait := dr.backoff.Died(e.crashed.Sub(inst.launched), inj.how != "")
-	dr.set(api.Recovering, describe(e.report))
+	dr.lastEnd = describe(e.report)
+	dr.set(api.Recovering, dr.lastEnd)
 	c := api.Crash{Driver: dr.name(), Generation: inst.generation, Cause: e.report.Cause, Message: describe(e.report),
 		Injected: inj.how, Clients: len(dr.clients), Crashed: e.crashed, Detected: e.detected, Stopped: e.stopped, Report: e.report}
 	dr.mu.Unlock()

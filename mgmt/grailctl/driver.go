@@ -253,17 +253,7 @@ func showCrash(w io.Writer, r api.Crash) {
 	step("attached", r.Attached)
 	step("first", r.First)
 	if t := r.Trace; t != nil {
-		fmt.Fprintf(w, "  fault      %s\n  at         %s\n", t.What, t.Instruction)
-		for _, f := range t.Stack {
-			fmt.Fprintf(w, "  stack      %#x", f.PC)
-			if f.Func != "" {
-				fmt.Fprintf(w, " %s", f.Func)
-			}
-			if f.File != "" {
-				fmt.Fprintf(w, " %s:%d", f.File, f.Line)
-			}
-			fmt.Fprintln(w)
-		}
+		showTrace(w, t)
 	}
 	if r.Report == nil {
 		return

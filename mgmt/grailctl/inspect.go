@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/mgmt/api"
 	"github.com/grailos/grail/mgmt/size"
+	"github.com/grailos/grail/mgmt/trace"
 )
 
 func (c *cli) inspectCommand() *cobra.Command {
@@ -115,6 +117,7 @@ func (c *cli) showVM(v api.VM) {
 		field(w, "message", r.Message)
 		showStats(w, r.Stats, r.Denied)
 		if f := r.Fault; f != nil && r.Cause == hv.CauseSignal {
+			showTrace(w, traceOf(v.Program, f))
 			showFault(w, f)
 		}
 	}
@@ -130,6 +133,32 @@ func showStats(w io.Writer, s hv.Stats, denied map[string]int) {
 	}
 	for _, call := range slices.Sorted(maps.Keys(denied)) {
 		field(w, "denied", fmt.Sprintf("%s, %d times", call, denied[call]))
+	}
+}
+
+// traceOf decodes a fault with the names of the program at path, if it is still there.
+func traceOf(path string, f *hv.Fault) *api.Trace {
+	file, err := os.Open(path)
+	if err != nil {
+		return trace.Decode(f, nil)
+	}
+	defer file.Close()
+	names, _ := trace.Open(file) // without names the addresses still tell
+	return trace.Decode(f, names)
+}
+
+func showTrace(w io.Writer, t *api.Trace) {
+	field(w, "  fault", t.What)
+	field(w, "  at", t.Instruction)
+	for _, f := range t.Stack {
+		line := fmt.Sprintf("%#x", f.PC)
+		if f.Func != "" {
+			line += " " + f.Func
+		}
+		if f.File != "" {
+			line += fmt.Sprintf(" %s:%d", f.File, f.Line)
+		}
+		field(w, "  stack", line)
 	}
 }
 

@@ -32,3 +32,12 @@ func Program(name string) (string, error) {
 	}
 	return "", fmt.Errorf("Grail's program %s is not in %s; run make build, or set GRAIL_LIBEXEC to the folder that holds it", name, dirs[0])
 }
+
+// Build returns the identity of a program file: another one after every build or installation.
+func Build(path string) (string, error) {
+	st, err := os.Stat(path)
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%d-%d", st.Size(), st.ModTime().UnixNano()), nil
+}

@@ -31,14 +31,18 @@ const (
 	patience     = 250 * time.Millisecond
 )
 
-// Ensure returns a client of the graild of dirs, which it starts when none answers.
+// Ensure returns a client of the graild of dirs, which it starts when none answers. One that runs from another program
+// file than the installed one is replaced first: VMs do not notice.
 func Ensure(ctx context.Context, dirs place.Dirs) (*api.Client, error) {
 	c := api.NewClient(dirs.API())
-	_, err := c.Version(ctx)
+	v, err := c.Version(ctx)
 	if err == nil {
-		return c, nil
+		if !outdated(v) {
+			return c, nil
+		}
+		err = c.Shutdown(ctx)
 	}
-	if !api.Down(err) {
+	if err != nil && !api.Down(err) {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
@@ -49,7 +53,7 @@ func Ensure(ctx context.Context, dirs place.Dirs) (*api.Client, error) {
 		}
 		// Whoever lost a race for the place waits for the winner, but not for ever: it may be one that is just ending.
 		for until := time.Now().Add(patience); time.Now().Before(until); {
-			if _, err = c.Version(ctx); err == nil || !api.Down(err) {
+			if v, err = c.Version(ctx); err == nil && !outdated(v) || err != nil && !api.Down(err) {
 				return c, err
 			}
 			select {
@@ -59,6 +63,16 @@ func Ensure(ctx context.Context, dirs place.Dirs) (*api.Client, error) {
 			}
 		}
 	}
+}
+
+// outdated reports whether a graild runs from another program file than the one that would be started now.
+func outdated(v api.Version) bool {
+	path, err := place.Program("graild")
+	if err != nil {
+		return false
+	}
+	build, err := place.Build(path)
+	return err == nil && v.Build != build
 }
 
 // start starts graild, detached, and returns when it serves.
