@@ -22,9 +22,19 @@ const (
 	tablesBase = 1 << 30
 )
 
+// Machine is the part of a kvm.Machine that an address space needs; see there.
+type Machine interface {
+	AddSlot(gpa kvm.GPA, mem []byte) (kvm.Slot, error)
+	RemoveSlot(kvm.Slot) error
+	Flush() error
+	SetRoot(uint64)
+	SystemPage(offset uint64) kvm.GPA
+	SystemPages() int
+}
+
 // Space is a guest's address space. Its methods are safe for concurrent use.
 type Space struct {
-	machine *kvm.Machine
+	machine Machine
 
 	mu     sync.RWMutex
 	ram    *ram
@@ -41,7 +51,7 @@ type Space struct {
 
 // New makes an address space of size bytes of RAM, a multiple of 2 MiB, and makes it that of all vCPUs of
 // machine. Nothing but the system area is mapped.
-func New(machine *kvm.Machine, size uint64) (*Space, error) {
+func New(machine Machine, size uint64) (*Space, error) {
 	if size > hostBase-ramBase {
 		return nil, fmt.Errorf("mm: %d bytes of memory, at most %d are possible", size, uint64(hostBase-ramBase))
 	}
@@ -142,14 +152,14 @@ func (s *Space) unpin() {
 
 // frames gives out page-table frames from a region of their own, in order; none is ever taken back.
 type frames struct {
-	machine *kvm.Machine
+	machine Machine
 	base    uint64
 	mem     []byte
 	next    uint64
 }
 
 // newFrames sizes the region for the guest's RAM mapped in small pages at addresses of its choice.
-func newFrames(machine *kvm.Machine, base, ram uint64) (*frames, error) {
+func newFrames(machine Machine, base, ram uint64) (*frames, error) {
 	size := min((ram/64+(8<<20))&^(page-1), 512<<20)
 	mem, err := unix.Mmap(-1, 0, int(size), unix.PROT_READ|unix.PROT_WRITE,
 		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
