@@ -1,8 +1,10 @@
-// Command hello prints a greeting, its arguments and its environment: the smallest native personality.
+// Command hello prints a greeting, its arguments and its environment: the smallest native personality. With the one
+// argument -wait it then waits until its standard input ends.
 package main
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"runtime"
 )
@@ -14,5 +16,8 @@ func main() {
 	}
 	for _, e := range os.Environ() {
 		fmt.Println("environment:", e)
+	}
+	if len(os.Args) == 2 && os.Args[1] == "-wait" {
+		io.Copy(io.Discard, os.Stdin)
 	}
 }
