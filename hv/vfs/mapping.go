@@ -68,13 +68,15 @@ func (m *Mapping) fill(f *file, length uint64, prot, flags int) unix.Errno {
 	}
 	switch o := f.obj.(type) {
 	case *memory:
+		// The rights of a disk are about the disk; its grant holds the client's own rings and buffers.
+		writable := o.rights&abi.RightWrite != 0 || o.kind == abi.CapDisk
 		switch {
 		case !shared, end > (o.bytes+pageSize-1)&^(pageSize-1):
 			return unix.EINVAL
-		case prot&unix.PROT_EXEC != 0, prot&unix.PROT_WRITE != 0 && o.rights&abi.RightWrite == 0:
+		case prot&unix.PROT_EXEC != 0, prot&unix.PROT_WRITE != 0 && !writable:
 			return unix.EACCES
 		}
-		m.FD, m.Object, m.Kind, m.Writable = o.fd, o.id, o.kind, o.rights&abi.RightWrite != 0
+		m.FD, m.Object, m.Kind, m.Writable = o.fd, o.id, o.kind, writable
 		return 0
 	case *openNode:
 		switch {
