@@ -56,6 +56,7 @@ type VMConfig struct {
 	Program     string    `json:"program"`         // absolute path on the host
 	Args        []string  `json:"args,omitempty"`
 	Env         []string  `json:"env,omitempty"`    // NAME=value, beyond the default environment
+	Dir         string    `json:"dir,omitempty"`    // where the guest starts, in its own file system; empty: /
 	Remove      bool      `json:"remove,omitempty"` // forget the VM when it has ended
 }
 

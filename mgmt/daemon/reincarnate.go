@@ -174,6 +174,9 @@ func (dr *driver) serve(inst *driverInstance, rec *recovery) (*ending, error) {
 		return nil, nil
 	}
 	detected := time.Now()
+	if inst.isHung() {
+		inst.askEnd(lastWord)
+	}
 	inst.end()
 	stopped := time.Now()
 	unwatch()
@@ -195,13 +198,12 @@ func (dr *driver) judge(inst *driverInstance, r *hv.Report, detected, stopped ti
 	dr.mu.Unlock()
 	e := &ending{report: r, crashed: r.Ended, detected: detected, stopped: stopped}
 	// A report of its own says more: it died before it was ended as hung.
-	hung := false
-	select {
-	case <-inst.hung:
-		hung = r.Cause == hv.CauseKilled
-	default:
-	}
+	hung := inst.isHung() && (r.Cause == hv.CauseKilled || r.Cause == hv.CauseStop)
 	switch {
+	case hung && r.Fault != nil && r.Fault.Signal != 0:
+		// It was dying of a fault, too slowly: printing its stack, perhaps.
+		r.Cause, r.Signal, r.Message = hv.CauseSignal, r.Fault.Signal, "the program faulted and did not end within the heartbeat period"
+		e.crashed = time.Unix(0, inst.hungSince.Load())
 	case hung:
 		r.Cause, r.Message = hv.CauseHang, "the heartbeat stood still with work pending"
 		e.crashed = time.Unix(0, inst.hungSince.Load())
@@ -309,6 +311,33 @@ func (dr *driver) died(inst *driverInstance, e *ending) (*recovery, time.Duratio
 	return dr.d.newRecovery(c, inst.report), wait
 }
 
+// lastWord is how long a hanging driver's process may take to write a report, which costs recovery time.
+const lastWord = 25 * time.Millisecond
+
+func (i *driverInstance) isHung() bool {
+	select {
+	case <-i.hung:
+		return true
+	default:
+		return false
+	}
+}
+
+// askEnd has the process end by itself, with a report, within a time; whether it does is for the caller to see.
+func (i *instance) askEnd(within time.Duration) {
+	limit := time.NewTimer(within)
+	defer limit.Stop()
+	_, got, err := i.call(hv.Request{Op: hv.OpKill}, within)
+	closeFDs(got)
+	if err != nil && !errors.Is(err, hv.ErrClosed) {
+		return
+	}
+	select {
+	case <-i.ended:
+	case <-limit.C:
+	}
+}
+
 // inject sends the driver a request to misbehave. It may do so before the answer is out.
 func (i *driverInstance) inject(how string) error {
 	_, got, err := i.call(hv.Request{Op: hv.OpMessage, Message: &abi.Message{Type: abi.MsgInject, Text: how}}, callTimeout)
@@ -344,9 +373,17 @@ func (dr *driver) pendingClients(inst *driverInstance) []*client {
 func describe(r *hv.Report) string {
 	switch r.Cause {
 	case hv.CauseExit:
-		return fmt.Sprintf("exited with code %d", r.Code)
+		s := fmt.Sprintf("exited with code %d", r.Code)
+		if r.Code != 0 && r.Fault != nil && r.Fault.Signal != 0 {
+			s += ", having taken signal " + unix.SignalName(unix.Signal(r.Fault.Signal))
+		}
+		return s
 	case hv.CauseSignal:
-		return "ended by signal " + unix.SignalName(unix.Signal(r.Signal))
+		s := "ended by signal " + unix.SignalName(unix.Signal(r.Signal))
+		if r.Message != "" {
+			s += ": " + r.Message
+		}
+		return s
 	case hv.CauseStop:
 		return "stopped on request"
 	case hv.CauseMemory:

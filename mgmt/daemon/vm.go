@@ -101,6 +101,7 @@ func (v *vm) start(ctx context.Context, files map[api.Role]*os.File) (err error)
 	l.Spec.Stderr = l.Add(files[api.RoleStderr])
 	l.Spec.Argv = append([]string{cfg.Program}, cfg.Args...)
 	l.Spec.Env = native.Env(cfg.Env...)
+	l.Spec.Dir = cfg.Dir
 	l.Spec.MemoryBytes = cfg.MemoryBytes
 	for _, k := range disks {
 		k.addTo(l)

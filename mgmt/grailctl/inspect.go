@@ -90,6 +90,7 @@ func (c *cli) showVM(v api.VM) {
 	field(w, "program", strings.Join(append([]string{v.Program}, v.Args...), " "))
 	field(w, "environment", strings.Join(v.Env, " "))
 	field(w, "files", v.Files)
+	field(w, "directory", v.Dir)
 	field(w, "personality", v.Personality)
 	field(w, "engine", string(v.EngineUsed))
 	field(w, "memory", size.Format(v.MemoryBytes))

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"time"
@@ -22,9 +23,9 @@ import (
 
 // vmFlags are the flags that describe a personality VM.
 type vmFlags struct {
-	name, personality, engine, memory, files string
-	cpu                                      float64
-	disks, env                               []string
+	name, personality, engine, memory, files, dir string
+	cpu                                           float64
+	disks, env                                    []string
 }
 
 func (f *vmFlags) add(cmd *cobra.Command) {
@@ -36,6 +37,7 @@ func (f *vmFlags) add(cmd *cobra.Command) {
 	fl.StringVar(&f.memory, "memory", "256M", "guest memory: a multiple of 2M, at least 16M")
 	fl.StringArrayVar(&f.disks, "disk", nil, "give the VM a disk of a driver VM: DRIVER/DISK, or DRIVER/DISK:ro to only read it (repeatable)")
 	fl.StringVar(&f.files, "files", "", "directory whose content becomes the guest's read-only file system")
+	fl.StringVarP(&f.dir, "workdir", "w", "", "directory of the guest's file system in which the program starts (default: /)")
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "set a variable in the guest: NAME=value, or NAME to pass on its value here (repeatable)")
 	// What follows the program is the program's.
 	fl.SetInterspersed(false)
@@ -94,6 +96,10 @@ func (f *vmFlags) config(args []string) (api.VMConfig, *os.File, error) {
 			return cfg, nil, err
 		}
 	}
+	if f.dir != "" && !path.IsAbs(f.dir) {
+		return cfg, nil, fmt.Errorf("--workdir %s is relative; give a path of the guest's file system that begins with /", f.dir)
+	}
+	cfg.Dir = f.dir
 	if cfg.Program, err = filepath.Abs(args[0]); err != nil {
 		return cfg, nil, err
 	}
