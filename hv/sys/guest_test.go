@@ -1,6 +1,8 @@
 package sys
 
 import (
+	"crypto/sha256"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +19,9 @@ import (
 // openKVM returns /dev/kvm, or skips.
 func openKVM(t testing.TB) int {
 	t.Helper()
+	if os.Getenv(guestsOnlyEnv) != "" {
+		t.Skip("SKIPPED: guests are only compiled")
+	}
 	fd, err := unix.Open("/dev/kvm", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		t.Skipf("SKIPPED, NO ENGINE: /dev/kvm: %v", err)
@@ -25,14 +30,31 @@ func openKVM(t testing.TB) int {
 	return fd
 }
 
-// build compiles a Go guest from source text.
+// Where there is no Go tool, tests find their guests in the folder $GRAIL_TEST_GUESTS, by their sources' hash. With
+// $GRAIL_TEST_GUESTS_ONLY set, build puts them there, and everything that needs an engine is skipped.
+const (
+	guestsEnv     = "GRAIL_TEST_GUESTS"
+	guestsOnlyEnv = "GRAIL_TEST_GUESTS_ONLY"
+)
+
+// build compiles a Go guest from source text, or finds it compiled.
 func build(t testing.TB, source string) string {
 	t.Helper()
-	dir := t.TempDir()
+	dir, out := t.TempDir(), ""
+	if made := os.Getenv(guestsEnv); made != "" {
+		out = filepath.Join(made, fmt.Sprintf("%x", sha256.Sum256([]byte(source)))[:16])
+		if _, err := os.Stat(out); err == nil {
+			return out
+		}
+		if os.Getenv(guestsOnlyEnv) == "" {
+			t.Fatalf("the guest %s is missing; it is made by running this test with %s", out, guestsOnlyEnv)
+		}
+	} else {
+		out = filepath.Join(dir, "guest")
+	}
 	if err := os.WriteFile(filepath.Join(dir, "main.go"), []byte(source), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	out := filepath.Join(dir, "guest")
 	cmd := exec.Command("go", "build", "-o", out, "main.go")
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
