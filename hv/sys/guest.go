@@ -185,8 +185,8 @@ func (g *Guest) deny(nr uint64) {
 
 // SyscallName returns Linux's name of a system call, or its number.
 func SyscallName(nr uint64) string {
-	if name, ok := syscallNames[nr]; ok {
-		return name
+	if nr < uint64(len(syscallNames)) && syscallNames[nr] != "" {
+		return syscallNames[nr]
 	}
 	return strconv.FormatUint(nr, 10)
 }

@@ -1,7 +1,7 @@
 package sys
 
 // syscallNames are the names of Linux's system calls on amd64, for reports.
-var syscallNames = map[uint64]string{
+var syscallNames = [...]string{
 	0:   "read",
 	1:   "write",
 	2:   "open",

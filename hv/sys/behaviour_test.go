@@ -1,0 +1,103 @@
+package sys
+
+import (
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/grailos/grail/hv"
+)
+
+// The vDSO's clocks never run backwards, follow the host's, and take no exit.
+func TestClock(t *testing.T) {
+	r := run(t, 64<<20, build(t, `package main
+import ("fmt"; "os"; "runtime"; "syscall"; "time"; "unsafe")
+func host(id int) int64 {
+	var ts syscall.Timespec
+	syscall.RawSyscall(syscall.SYS_CLOCK_GETTIME, uintptr(id), uintptr(unsafe.Pointer(&ts)), 0)
+	return ts.Nano()
+}
+func main() {
+	start, last, n := time.Now(), time.Duration(0), 0
+	base := host(1)
+	for last < 2500*time.Millisecond {
+		for range 1000 {
+			d := time.Since(start); n++
+			if d < last { fmt.Println("monotonic ran backwards by", last-d); os.Exit(1) }
+			last = d
+		}
+		runtime.Gosched()
+	}
+	drift := time.Duration(host(1)-base) - time.Since(start)
+	wall := time.Duration(host(0) - time.Now().UnixNano())
+	if drift.Abs() > 5*time.Millisecond || wall.Abs() > 5*time.Millisecond { fmt.Println("off by", drift, wall); os.Exit(1) }
+	if n < 100000 { fmt.Println("only", n, "readings") }
+	fmt.Println("ok")
+}`))
+	if r.Cause != hv.CauseExit || r.Code != 0 || r.out != "ok\n" {
+		t.Fatalf("%v, output %q", r.End, r.out)
+	}
+	if calls := r.guest.Stats().Syscalls; calls > 20000 {
+		t.Errorf("%d system calls: the vDSO is not used", calls)
+	}
+}
+
+func TestMemoryReservation(t *testing.T) {
+	r := run(t, 32<<20, build(t, `package main
+func main() { var all [][]byte; for { b := make([]byte, 1<<20); for i := range b { b[i] = 1 }; all = append(all, b) } }`))
+	if r.Cause != hv.CauseMemory || !strings.Contains(r.Message, "32 MiB") {
+		t.Fatalf("%v", r.End)
+	}
+	if s := r.guest.Stats(); s.MemoryUsed > 32<<20 {
+		t.Errorf("%d bytes handed out", s.MemoryUsed)
+	}
+}
+
+func TestUnhandledSignal(t *testing.T) {
+	r := run(t, 64<<20, build(t, `package main
+import "syscall"
+func main() { syscall.Kill(syscall.Getpid(), syscall.SIGKILL); select {} }`))
+	if r.Cause != hv.CauseSignal || r.Signal != int(unix.SIGKILL) {
+		t.Fatalf("%v", r.End)
+	}
+}
+
+func TestSignalFromOutside(t *testing.T) {
+	r := runWith(t, 64<<20, func(g *Guest) {
+		if err := g.Signal(99); err == nil {
+			t.Error("signal 99 was sent")
+		}
+		// Pending before the first instruction; the Go program's default for SIGTERM is to end.
+		if err := g.Signal(int(unix.SIGTERM)); err != nil {
+			t.Error(err)
+		}
+	}, build(t, `package main
+func main() { select {} }`))
+	if r.Cause != hv.CauseSignal && !(r.Cause == hv.CauseExit && r.Code == 2) || r.Cause == hv.CauseSignal && r.Signal != int(unix.SIGTERM) {
+		t.Fatalf("%v, output %q", r.End, r.out)
+	}
+}
+
+func TestDeniedCallsAreCounted(t *testing.T) {
+	r := run(t, 64<<20, build(t, `package main
+import ("fmt"; "syscall")
+func main() {
+	_, _, e := syscall.RawSyscall(syscall.SYS_SOCKET, 1, 1, 0)
+	_, _, f := syscall.RawSyscall(syscall.SYS_FORK, 0, 0, 0)
+	_, _, n := syscall.RawSyscall(99999, 0, 0, 0)
+	fmt.Println(e == syscall.ENOSYS, f == syscall.ENOSYS, n == syscall.ENOSYS)
+}`))
+	d := r.guest.Denied()
+	if r.out != "true true true\n" || d["socket"] != 1 || d["fork"] != 1 || d["99999"] != 1 {
+		t.Fatalf("output %q, denied %v", r.out, d)
+	}
+}
+
+func TestBadPrograms(t *testing.T) {
+	for _, name := range []string{"/bin/sh", "/etc/passwd", "/dev/null"} {
+		if r := run(t, 32<<20, name); r.Cause != hv.CauseSetup || r.Message == "" {
+			t.Errorf("%s: %v", name, r.End)
+		}
+	}
+}
