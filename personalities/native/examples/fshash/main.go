@@ -3,7 +3,8 @@
 //
 //	grailctl run --disk DRIVER/src:ro --disk DRIVER/out -- fshash
 //
-// With -image FILE -list FILE it does the same on a host's files, outside a VM.
+// With -passes N it hashes everything N times, and fails if two passes differ. With -image FILE -list FILE it does
+// the same on a host's files, outside a VM.
 package main
 
 import (
@@ -24,13 +25,17 @@ func main() {
 	out := flag.String("out", "out", "disk that takes the list")
 	image := flag.String("image", "", "host file to use instead of the source disk")
 	list := flag.String("list", "", "host file to use instead of the output disk; the list alone is written")
-	workers := flag.Int("workers", 2*runtime.NumCPU(), "files hashed at a time")
+	j := job{out: os.Stdout}
+	flag.IntVar(&j.workers, "workers", 2*runtime.NumCPU(), "files hashed at a time")
+	flag.IntVar(&j.passes, "passes", 1, "how often to hash everything")
 	flag.Parse()
 	var err error
-	if *image != "" {
-		err = onHost(*image, *list, *workers)
+	if j.passes < 1 {
+		err = fmt.Errorf("-passes %d; give 1 or more", j.passes)
+	} else if *image != "" {
+		err = j.onHost(*image, *list)
 	} else {
-		err = inVM(*src, *out, *workers)
+		err = j.inVM(*src, *out)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "fshash:", err)
@@ -38,8 +43,17 @@ func main() {
 	}
 }
 
+// progressStep is the number of files between two lines of progress.
+const progressStep = 1000
+
+// job is one run of the program.
+type job struct {
+	workers, passes int
+	out             io.Writer // takes the progress
+}
+
 // inVM is the job proper.
-func inVM(srcName, outName string, workers int) error {
+func (j job) inVM(srcName, outName string) error {
 	src, err := guest.OpenDisk(srcName)
 	if err != nil {
 		return err
@@ -48,18 +62,19 @@ func inVM(srcName, outName string, workers int) error {
 	if err != nil {
 		return err
 	}
-	list, err := hash(src, src.Size(), workers)
+	fmt.Fprintf(j.out, "fshash: started, disks %s (%d MiB) and %s (%d MiB)\n", srcName, src.Size()>>20, outName, out.Size()>>20)
+	list, err := j.hash(src, src.Size())
 	if err != nil {
 		return err
 	}
 	if err := WriteList(out, out.Size(), list); err != nil {
 		return err
 	}
-	fmt.Printf("fshash: list of %d bytes written and flushed to %s\n", len(list), outName)
+	fmt.Fprintf(j.out, "fshash: list of %d bytes written and flushed to %s\n", len(list), outName)
 	return nil
 }
 
-func onHost(image, list string, workers int) error {
+func (j job) onHost(image, list string) error {
 	f, err := os.Open(image)
 	if err != nil {
 		return err
@@ -69,7 +84,7 @@ func onHost(image, list string, workers int) error {
 	if err != nil {
 		return err
 	}
-	b, err := hash(f, st.Size(), workers)
+	b, err := j.hash(f, st.Size())
 	if err != nil || list == "" {
 		return err
 	}
@@ -77,7 +92,7 @@ func onHost(image, list string, workers int) error {
 }
 
 // hash returns the sorted list of the file system on disk, and prints how it gets on.
-func hash(disk io.ReaderAt, size int64, workers int) ([]byte, error) {
+func (j job) hash(disk io.ReaderAt, size int64) ([]byte, error) {
 	begin := time.Now()
 	fs, err := Mount(disk, size)
 	if err != nil {
@@ -87,20 +102,28 @@ func hash(disk io.ReaderAt, size int64, workers int) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	fmt.Printf("fshash: mounted, %d regular files, %.2f s\n", len(files), time.Since(begin).Seconds())
-	last := time.Now()
-	sums, bytes, err := HashAll(fs, files, workers, func(n int, bytes int64) {
-		if time.Since(last) >= time.Second {
-			last = time.Now()
-			fmt.Printf("fshash: %d of %d files, %d MiB\n", n, len(files), bytes>>20)
+	fmt.Fprintf(j.out, "fshash: mounted, %d regular files, %.2f s\n", len(files), time.Since(begin).Seconds())
+	var list []byte
+	for pass := 1; pass <= j.passes; pass++ {
+		begin := time.Now()
+		sums, n, err := HashAll(fs, files, j.workers, func(n int, bytes int64) {
+			if n%progressStep == 0 {
+				fmt.Fprintf(j.out, "fshash: pass %d of %d: %d of %d files, %d MiB\n", pass, j.passes, n, len(files), bytes>>20)
+			}
+		})
+		if err != nil {
+			return nil, err
 		}
-	})
-	if err != nil {
-		return nil, err
+		sec := time.Since(begin).Seconds()
+		fmt.Fprintf(j.out, "fshash: pass %d of %d: done, %d files, %d bytes, %.2f s, %.1f MiB/s\n", pass, j.passes, len(files), n, sec,
+			float64(n)/(1<<20)/sec)
+		l := listOf(files, sums)
+		if list != nil && !bytes.Equal(l, list) {
+			return nil, fmt.Errorf("pass %d read other content than pass %d", pass, pass-1)
+		}
+		list = l
 	}
-	sec := time.Since(begin).Seconds()
-	fmt.Printf("fshash: done: %d files, %d bytes, %.2f s, %.1f MiB/s\n", len(files), bytes, sec, float64(bytes)/(1<<20)/sec)
-	return listOf(files, sums), nil
+	return list, nil
 }
 
 // listOf returns the list's lines in the order of files.
