@@ -31,10 +31,11 @@ type Spec struct {
 	Program     int      `json:"program"` // a static ELF
 	Argv        []string `json:"argv"`
 	Env         []string `json:"env"`
-	MemoryBytes uint64   `json:"memoryBytes"` // guest memory, a multiple of 2 MiB
-	MaxThreads  int      `json:"maxThreads"`  // guest threads at once; 0: DefaultMaxThreads
-	Files       int      `json:"files"`       // uncompressed tar archive, the guest's read-only root; -1: empty
-	KVM         int      `json:"kvm"`         // /dev/kvm, for EngineKVM
+	Dir         string   `json:"dir,omitempty"` // where the guest starts, in its own file system; empty: /
+	MemoryBytes uint64   `json:"memoryBytes"`   // guest memory, a multiple of 2 MiB
+	MaxThreads  int      `json:"maxThreads"`    // guest threads at once; 0: DefaultMaxThreads
+	Files       int      `json:"files"`         // uncompressed tar archive, the guest's read-only root; -1: empty
+	KVM         int      `json:"kvm"`           // /dev/kvm, for EngineKVM
 	Stdin       int      `json:"stdin"`
 	Stdout      int      `json:"stdout"`
 	Stderr      int      `json:"stderr"`
