@@ -63,16 +63,17 @@ func child() error {
 	if err := closeOnExec(); err != nil {
 		return fmt.Errorf("closing descriptors: %w", err)
 	}
-	image, err := prepare(spec)
+	memory, err := setLimits(spec.Limits)
+	if err != nil {
+		return err
+	}
+	image, err := prepare(spec, memory)
 	if err != nil {
 		return err
 	}
 	send := startSender()
 	if err := defaultSignals(); err != nil {
 		return fmt.Errorf("resetting signals: %w", err)
-	}
-	if err := limits(spec.Limits); err != nil {
-		return err
 	}
 	return image.enter(send)
 }

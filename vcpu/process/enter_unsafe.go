@@ -3,6 +3,7 @@
 package process
 
 import (
+	"encoding/binary"
 	"fmt"
 	"runtime"
 	"sync/atomic"
@@ -22,13 +23,14 @@ type image struct {
 	empty    *byte
 	flags    uintptr
 	killable bool
+	memory   []limit
 }
 
-func prepare(s *childSpec) (*image, error) {
+func prepare(s *childSpec, memory []limit) (*image, error) {
 	if len(s.Filter) == 0 || len(s.Argv) == 0 {
 		return nil, fmt.Errorf("specification without filter or arguments")
 	}
-	im := &image{filter: s.Filter, empty: new(byte), killable: s.Killable,
+	im := &image{filter: s.Filter, empty: new(byte), killable: s.Killable, memory: memory,
 		flags: unix.SECCOMP_FILTER_FLAG_NEW_LISTENER | unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW}
 	// RawInstruction has the layout of struct sock_filter.
 	im.prog = unix.SockFprog{Len: uint16(len(im.filter)), Filter: (*unix.SockFilter)(unsafe.Pointer(&im.filter[0]))}
@@ -49,20 +51,31 @@ func pointers(list [][]byte) []*byte {
 type sender struct {
 	listener atomic.Uint32 // descriptor + 1, once there is one; a futex
 	running  atomic.Bool
+	word     [len(ready)]byte
+	rights   []byte
+	iov      unix.Iovec
+	msg      unix.Msghdr
 }
 
 // startSender returns once the sender's thread exists and runs; from then on it needs no scheduler.
 func startSender() *sender {
-	s := new(sender)
+	s := &sender{rights: unix.UnixRights(0)}
+	copy(s.word[:], ready)
+	s.iov = unix.Iovec{Base: &s.word[0], Len: uint64(len(s.word))}
+	s.msg = unix.Msghdr{Iov: &s.iov, Iovlen: 1, Control: &s.rights[0], Controllen: uint64(len(s.rights))}
 	go func() {
 		runtime.LockOSThread()
 		s.running.Store(true)
+		// Safe: all of s outlives the calls, being the kernel's alone meanwhile. Raw and without allocation, since there may
+		// be no memory left to have.
 		for s.listener.Load() == 0 {
-			// Safe: the word outlives the call, and the kernel only reads it.
 			unix.RawSyscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&s.listener)), futexWaitPrivate, 0, 0, 0, 0)
 		}
-		rights := unix.UnixRights(int(s.listener.Load()) - 1)
-		_ = unix.Sendmsg(childSocket, []byte(ready), rights, nil, 0) // an error is an end without a message for the parent
+		binary.NativeEndian.PutUint32(s.rights[unix.CmsgLen(0):], s.listener.Load()-1)
+		unix.RawSyscall(unix.SYS_SENDMSG, childSocket, uintptr(unsafe.Pointer(&s.msg)), 0) // an error ends without a message
+		for {
+			unix.RawSyscall(unix.SYS_PAUSE, 0, 0, 0)
+		}
 	}()
 	for !s.running.Load() {
 		runtime.Gosched()
@@ -83,6 +96,13 @@ func (im *image) enter(s *sender) error {
 	flags := im.flags
 	if im.killable {
 		flags |= unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
+	}
+	// The limits of memory may be lower than what this runtime has already, so from here on it must not want more.
+	for i := range im.memory {
+		v := unix.Rlimit{Cur: im.memory[i].Value, Max: im.memory[i].Value}
+		if _, _, errno := unix.RawSyscall6(unix.SYS_PRLIMIT64, 0, uintptr(im.memory[i].Resource), uintptr(unsafe.Pointer(&v)), 0, 0, 0); errno != 0 {
+			return fmt.Errorf("setting resource limit %d to %d: %w", im.memory[i].Resource, v.Max, errno)
+		}
 	}
 	// Safe, here and below: im is reachable to the end of the function, the kernel copies what it reads,
 	// and the raw forms keep the scheduler from running on a thread that may no longer make threads.

@@ -27,6 +27,7 @@ type Guest struct {
 	traced   bool
 	executed bool // the stop at the end of execve was seen; only during Start
 	weak     bool
+	jail     string
 
 	receiving chan struct{} // holds a token while somebody receives notifications
 
@@ -68,6 +69,9 @@ func (g *Guest) Traced() bool { return g.traced }
 
 // Weak reports whether the guest runs without namespaces (Config.AllowWeak).
 func (g *Guest) Weak() bool { return g.weak }
+
+// Jail says in words how the guest is confined, and why no more strongly.
+func (g *Guest) Jail() string { return g.jail }
 
 // Threads returns the number of guest threads, as far as it is known without asking the kernel.
 func (g *Guest) Threads() int {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -125,7 +124,12 @@ func closeEachOnExec() error {
 	return nil
 }
 
-// limitsFor are the resource limits of a guest. Limits on address space count from the guest's first byte.
+type limit struct {
+	Resource int
+	Value    uint64
+}
+
+// limitsFor are the resource limits of a guest. Those of memory come last: see enter.
 func limitsFor(cfg *Config) []limit {
 	data, address := uint64(unix.RLIM_INFINITY), uint64(addressSpace)
 	if cfg.MemoryBytes != 0 {
@@ -155,17 +159,21 @@ const (
 	rlimitRTPrio     = 14
 )
 
-func limits(list []limit) error {
+// setLimits lowers the process's own limits, hard ones included, and returns those of memory for enter.
+func setLimits(list []limit) (memory []limit, err error) {
 	for _, l := range list {
-		v := l.Value
 		var old unix.Rlimit
 		if err := unix.Prlimit(0, l.Resource, nil, &old); err != nil {
-			return fmt.Errorf("reading limit %s: %w", strconv.Itoa(l.Resource), err)
+			return nil, fmt.Errorf("reading resource limit %d: %w", l.Resource, err)
 		}
-		v = min(v, old.Max)
-		if err := unix.Prlimit(0, l.Resource, &unix.Rlimit{Cur: v, Max: v}, nil); err != nil {
-			return fmt.Errorf("setting limit %s to %d: %w", strconv.Itoa(l.Resource), v, err)
+		l.Value = min(l.Value, old.Max)
+		if l.Resource == unix.RLIMIT_AS || l.Resource == unix.RLIMIT_DATA {
+			memory = append(memory, l)
+			continue
+		}
+		if err := unix.Prlimit(0, l.Resource, &unix.Rlimit{Cur: l.Value, Max: l.Value}, nil); err != nil {
+			return nil, fmt.Errorf("setting resource limit %d to %d: %w", l.Resource, l.Value, err)
 		}
 	}
-	return nil
+	return memory, nil
 }

@@ -307,7 +307,7 @@ func TestModes(t *testing.T) {
 
 // TestJail looks at the guest from outside.
 func TestJail(t *testing.T) {
-	s := start(t, Config{Program: cProgram(t, "-static"), Argv: []string{"cguest", "block"}, MemoryBytes: 1 << 20, MaxFiles: 77}, nil)
+	s := start(t, Config{Program: cProgram(t, "-static"), Argv: []string{"cguest", "block"}, MemoryBytes: 4096, MaxFiles: 77}, nil)
 	go func() {
 		defer s.g.Kill()
 		s.await("ready")
@@ -318,7 +318,7 @@ func TestJail(t *testing.T) {
 		}
 		if os.Geteuid() == 0 && (!strings.Contains(string(status), "Uid:\t65534\t65534\t65534\t65534\nGid:\t65534\t65534\t65534\t65534\n") ||
 			!strings.Contains(string(status), "Groups:\t \n")) {
-			t.Errorf("not nobody: %s", status)
+			t.Errorf("not nobody: %s, %s", s.g.Jail(), status)
 		}
 		for _, want := range []string{"NoNewPrivs:\t1", "Seccomp:\t2", "CapInh:\t0000000000000000", "CapPrm:\t0000000000000000",
 			"CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "CapAmb:\t0000000000000000", "Threads:\t1", "SigBlk:\t0000000000000000", "SigIgn:\t0000000000000000"} {
@@ -346,7 +346,7 @@ func TestJail(t *testing.T) {
 			}
 		}
 		lim, err := os.ReadFile(dir + "limits")
-		for _, want := range []string{"Max open files 77 77", "Max core file size 0 0", "Max locked memory 0 0", fmt.Sprintf("Max data size %d", 1<<20+MemorySlack)} {
+		for _, want := range []string{"Max open files 77 77", "Max core file size 0 0", "Max locked memory 0 0", fmt.Sprintf("Max data size %d", 4096+MemorySlack)} {
 			if !strings.Contains(strings.Join(strings.Fields(string(lim)), " "), want) {
 				t.Errorf("no %q in %s, %v", want, lim, err)
 			}

@@ -107,6 +107,10 @@ func spawnAny(cfg Config, program *os.File) (*Guest, error) {
 	for _, m := range list {
 		g, err := spawn(cfg, program, m)
 		if err == nil {
+			g.jail = m.name
+			for _, err := range errs {
+				g.jail += "; not " + err.Error()
+			}
 			return g, nil
 		}
 		if errors.Is(err, errProgram) {

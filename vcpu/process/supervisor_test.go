@@ -149,6 +149,9 @@ func start(t testing.TB, cfg Config, stdin []byte) *supervisor {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { g.Close() })
+	if forceMode == nil && strings.Contains(g.Jail(), "; not ") {
+		t.Logf("jail: %s", g.Jail())
+	}
 	s := &supervisor{t: t, g: g, stdin: make(chan []byte, 1), onNr: map[int]func(*Call){}, seen: map[int]int{}, events: map[int]uint64{},
 		epolls: map[int]map[int]uint64{}, nextFD: 3}
 	s.changed = sync.NewCond(&s.mu)

@@ -26,11 +26,6 @@ type childSpec struct {
 	Limits  []limit
 }
 
-type limit struct {
-	Resource int
-	Value    uint64
-}
-
 // maxSpec bounds a childSpec in bytes: more than execve itself takes (6 MiB, as base64).
 const maxSpec = 16 << 20
 
