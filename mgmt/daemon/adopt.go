@@ -322,14 +322,17 @@ func (dr *driver) adopt(p *running) (*driverInstance, *recovery) {
 	if dr.rec.Process.PID == 0 || dr.rec.Process.BootID != d.bootID {
 		return nil, nil
 	}
-	now := time.Now()
 	path := d.reportPath(dr.name(), dr.rec.Generation)
 	r := readReport(path, dr.name())
+	now := time.Now()
 	dr.rec.Crashes++
 	dr.rec.Process = store.Process{}
 	d.store.PutDriverLater(&dr.rec)
 	c := api.Crash{Driver: dr.name(), Generation: dr.rec.Generation, Cause: r.Cause, Message: describe(r),
 		Clients: len(dr.clients), Crashed: r.Ended, Detected: now, Stopped: now, Report: r}
+	if r.Cause == hv.CauseKilled {
+		c.Crashed = now // nobody saw it
+	}
 	c.ID, _ = d.store.NextID()
 	return nil, d.newRecovery(c, path)
 }

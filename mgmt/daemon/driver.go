@@ -183,8 +183,12 @@ func (dr *driver) kill() {
 	<-dr.stopped
 }
 
-// crash makes the present instance fail.
-func (dr *driver) crash(how string) error {
+// crash makes the present instance fail; if the driver is just starting, once it serves.
+func (dr *driver) crash(ctx context.Context, how string) error {
+	err := dr.waitFor(ctx, func() bool { return dr.state == api.Ready || dr.state == api.BackOff })
+	if err != nil {
+		return err
+	}
 	dr.mu.Lock()
 	inst, state := dr.inst, dr.state
 	if state != api.Ready {
@@ -193,7 +197,6 @@ func (dr *driver) crash(how string) error {
 	}
 	dr.injected = injection{how: how, at: time.Now()}
 	dr.mu.Unlock()
-	var err error
 	switch how {
 	case "kill":
 		err = inst.proc.Kill()

@@ -270,7 +270,7 @@ func (d *Daemon) crashDriver(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := dr.crash(req.How); err != nil {
+	if err := dr.crash(r.Context(), req.How); err != nil {
 		return nil, err
 	}
 	return dr.view(), nil
