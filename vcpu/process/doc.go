@@ -43,4 +43,11 @@
 // Writable private memory by RLIMIT_DATA, address space (and so page tables) by RLIMIT_AS, threads by counting
 // clone, which is answered here and never reaches the supervisor, descriptors by RLIMIT_NOFILE. Resident memory
 // and CPU time are the business of the cgroup in which the supervisor runs.
+//
+// # Cost
+//
+// BenchmarkStart and BenchmarkCalls, 2-core machine, Linux 6.18: a small Go program is executed 5.2 ms after Start and
+// writes 6.7 ms after it; a forwarded call takes 6.3 µs (best cases; about three times that with both cores busy
+// elsewhere). Native calls cost what they cost a host process. A signal costs a stop for the tracer, a new thread a forwarded
+// call and two stops.
 package process
