@@ -81,7 +81,7 @@ func memfd(t testing.TB, size int64) *os.File {
 func TestSignalsDoNotRepeatCalls(t *testing.T) {
 	for _, what := range []string{"once", "once-install", "same", "same-threads"} {
 		t.Run(what, func(t *testing.T) {
-			n := "5000"
+			n := "2000"
 			if env := os.Getenv("GRAIL_PROCESS_CALLS"); env != "" {
 				n = env
 			}
