@@ -9,7 +9,6 @@ import (
 	"strings"
 	"testing"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -227,7 +226,7 @@ func (w *twin) stats(p uint64, theirs, short string) {
 		_, e := w.call(unix.SYS_NEWFSTATAT, cwdArg, p, buf, uint64(flag))
 		var st unix.Stat_t
 		if w.same("stat", e, hostErrno(unix.Fstatat(unix.AT_FDCWD, theirs, &st, flag))) {
-			got := *(*unix.Stat_t)(unsafe.Pointer(&w.view(buf, 144)[0]))
+			got := w.hostStat(buf)
 			if got.Mode != st.Mode || got.Nlink != st.Nlink || st.Mode&unix.S_IFMT == unix.S_IFREG && got.Size != st.Size {
 				w.tb.Fatalf("stat %s: ours mode %o links %d size %d, the kernel's %o %d %d\n%s", short, got.Mode, got.Nlink, got.Size,
 					st.Mode, st.Nlink, st.Size, strings.Join(w.log, "\n"))
