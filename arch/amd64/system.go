@@ -73,6 +73,13 @@ func FillSystem(system []byte) {
 
 func handlerOffset(vector int) int { return 16 + 4*vector }
 
+// StubVector returns the exception whose handler starts at rip, or false if none does.
+func StubVector(rip uint64) (vector int, ok bool) {
+	off := rip - (SystemBase + StubOffset)
+	vector = (int(off) - handlerOffset(0)) / 4
+	return vector, off < PageSize && vector >= 0 && vector < Vectors && int(off) == handlerOffset(vector)
+}
+
 // Limits of the tables that FillSystem and FillTask write.
 const (
 	GDTLimit = 0x40 - 1

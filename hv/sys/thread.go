@@ -119,12 +119,6 @@ func (t *thread) loop() {
 		case kvm.ExitException:
 			t.exception(e)
 		case kvm.ExitKicked:
-		case kvm.ExitInStub:
-			t.cpu.Unkick()
-			if g.ending() {
-				return
-			}
-			continue
 		case kvm.ExitFailed:
 			t.record(&hv.Fault{Vector: -1})
 			g.finish(End{Cause: hv.CauseEngine, Message: e.Reason})

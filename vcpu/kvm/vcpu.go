@@ -32,7 +32,6 @@ type ExitKind int
 // The kinds of exit.
 const (
 	ExitKicked    ExitKind = iota // Kick, or a signal to the host thread
-	ExitInStub                    // the same, but inside the trap stub: Run again, an exit is imminent
 	ExitSyscall                   // SYSCALL: number in RAX, RIP behind the instruction
 	ExitException                 // an exception in user mode
 	ExitFailed                    // the vCPU cannot go on; see Exit.Reason
@@ -214,35 +213,48 @@ func (v *VCPU) Run() (Exit, error) {
 	v.inKernel = r.sregs.SS.DPL == 0
 	switch {
 	case port == amd64.PortSyscall:
-		r.regs.RIP = r.regs.RCX
-		r.regs.RFLAGS = amd64.SafeFlags(r.regs.R11)
-		r.regs.R11 = r.regs.RFLAGS
-		v.sysret = v.inKernel
-		if !amd64.Canonical(r.regs.RIP) {
-			// Only a jump into the stub can do this; SYSCALL stores a canonical address.
-			r.regs.RIP = 0
-			v.sysret = false
-		}
-		return Exit{Kind: ExitSyscall}, nil
+		return v.syscall(), nil
 	case port >= amd64.PortException && port < amd64.PortException+amd64.Vectors && v.inKernel:
 		return v.exception(port - amd64.PortException), nil
 	}
 	return Exit{Kind: ExitFailed, Reason: fmt.Sprintf("output to port %#x", port)}, nil
 }
 
-// interrupted ends a Run that a kick or a signal stopped. If that happened in the stub, on its way out of
-// kernel mode or into it, the guest is left to finish by itself.
+// interrupted ends a Run that a kick or a signal stopped. Where the CPU was on its way out of user mode, or back
+// into it, the way is gone for it: nobody may see user mode with registers that are the trap stub's.
 func (v *VCPU) interrupted() (Exit, error) {
 	r := v.run
-	if v.m.outsideStub(r.regs.RIP) && r.sregs.SS.DPL == 3 {
-		r.dirtyRegs = 0
+	r.dirtyRegs = 0
+	v.inKernel = r.sregs.SS.DPL == 0
+	if r.regs.RIP == amd64.StubSyscall {
+		return v.syscall(), nil
+	}
+	if !v.inKernel {
 		return Exit{Kind: ExitKicked}, nil
 	}
-	return Exit{Kind: ExitInStub}, nil
+	if r.regs.RIP == amd64.StubSysret {
+		r.regs.RIP, r.regs.RFLAGS = r.regs.RCX, amd64.SafeFlags(r.regs.R11)
+		return Exit{Kind: ExitKicked}, nil
+	}
+	if vector, ok := amd64.StubVector(r.regs.RIP); ok {
+		return v.exception(vector), nil
+	}
+	return Exit{Kind: ExitFailed, Reason: fmt.Sprintf("kernel mode at RIP %#x", r.regs.RIP)}, nil
 }
 
-func (m *Machine) outsideStub(rip uint64) bool {
-	return rip < amd64.SystemBase+amd64.StubOffset || rip >= amd64.SystemBase+amd64.StubOffset+amd64.PageSize
+// syscall makes the registers those of user mode behind its SYSCALL.
+func (v *VCPU) syscall() Exit {
+	r := v.run
+	r.regs.RIP = r.regs.RCX
+	r.regs.RFLAGS = amd64.SafeFlags(r.regs.R11)
+	r.regs.R11 = r.regs.RFLAGS
+	v.sysret = v.inKernel
+	if !amd64.Canonical(r.regs.RIP) {
+		// Only a jump into the stub can do this; SYSCALL stores a canonical address.
+		r.regs.RIP = 0
+		v.sysret = false
+	}
+	return Exit{Kind: ExitSyscall}
 }
 
 // exception makes the registers those of user mode at the exception.

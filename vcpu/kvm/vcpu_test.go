@@ -110,7 +110,7 @@ func (v *VCPU) mustRun(t testing.TB) Exit {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if e.Kind == ExitKicked || e.Kind == ExitInStub {
+		if e.Kind == ExitKicked {
 			v.Unkick() // the Go runtime's own signals
 			continue
 		}
