@@ -1,0 +1,56 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/grailos/grail/mgmt/api"
+)
+
+// Hows are the ways in which a driver can be crashed.
+var Hows = []string{"kill", "fault", "hang"}
+
+// How often graild is asked whether a driver has recovered, and after which time the answer is no.
+const (
+	askPause        = 5 * time.Millisecond
+	recoveryTimeout = 60 * time.Second
+)
+
+// Crash crashes a driver and returns the record of that crash once the driver's next instance has completed a request.
+// A driver whose clients want nothing cannot hang and has no recovery to wait for. Errors: it did not recover.
+func (s *Sandbox) Crash(ctx context.Context, driver, how string) (api.Crash, error) {
+	before, err := s.lastCrash(ctx, driver)
+	if err != nil {
+		return api.Crash{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, recoveryTimeout)
+	defer cancel()
+	if _, err := s.Do(ctx, "driver", "crash", driver, "--how", how); err != nil {
+		return api.Crash{}, err
+	}
+	for {
+		c, err := s.lastCrash(ctx, driver)
+		switch {
+		case ctx.Err() == context.DeadlineExceeded:
+			return c, fmt.Errorf("driver %s did not recover from --how %s within %v", driver, how, recoveryTimeout)
+		case err != nil:
+			return c, err
+		case c.ID > before.ID && c.RecoverMs > 0:
+			return c, nil
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(askPause):
+		}
+	}
+}
+
+// lastCrash returns the newest crash record of a driver; the zero record if there is none.
+func (s *Sandbox) lastCrash(ctx context.Context, driver string) (c api.Crash, err error) {
+	var list []api.Crash
+	if err = s.Ask(ctx, &list, "driver", "crashes", driver); err == nil && len(list) > 0 {
+		c = list[len(list)-1]
+	}
+	return c, err
+}

@@ -1,0 +1,105 @@
+package sandbox
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/grailos/grail/mgmt/api"
+)
+
+// Sandbox is a private Grail. Its methods may be called from any goroutine.
+type Sandbox struct {
+	bin string
+	env []string
+}
+
+// New returns a sandbox that uses the programs in bin and keeps its state and sockets in dir. Nothing is started.
+func New(bin, dir string) *Sandbox {
+	return &Sandbox{bin: bin, env: append(os.Environ(),
+		"GRAIL_STATE_DIR="+filepath.Join(dir, "state"), "GRAIL_RUN_DIR="+filepath.Join(dir, "run"), "GRAIL_LIBEXEC="+bin)}
+}
+
+// Program returns the path of one of the programs that belong to the sandbox, such as "examples/hello".
+func (s *Sandbox) Program(name string) string { return filepath.Join(s.bin, name) }
+
+// graceful is how long grailctl has to end after it was asked to.
+const graceful = 5 * time.Second
+
+// Command prepares a grailctl. It does not get the signals of the caller's terminal; when ctx ends it gets a SIGTERM.
+func (s *Sandbox) Command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, s.Program("grailctl"), args...)
+	cmd.Env = s.env
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return cmd.Process.Signal(unix.SIGTERM) }
+	cmd.WaitDelay = graceful
+	return cmd
+}
+
+// Do runs grailctl and returns what it printed. Its own message becomes the error.
+func (s *Sandbox) Do(ctx context.Context, args ...string) ([]byte, error) {
+	cmd := s.Command(ctx, args...)
+	var out, msg bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &msg
+	if err := cmd.Run(); err != nil {
+		if text := strings.TrimSpace(msg.String()); text != "" {
+			return nil, errors.New(text)
+		}
+		return nil, fmt.Errorf("grailctl %s: %w", strings.Join(args, " "), err)
+	}
+	return out.Bytes(), nil
+}
+
+// Ask runs grailctl with --json and decodes what it printed.
+func (s *Sandbox) Ask(ctx context.Context, answer any, args ...string) error {
+	b, err := s.Do(ctx, append(args, "--json")...)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, answer); err != nil {
+		return fmt.Errorf("grailctl %s: %w", strings.Join(args, " "), err)
+	}
+	return nil
+}
+
+// Driver returns what grailctl inspect tells of a driver.
+func (s *Sandbox) Driver(ctx context.Context, name string) (d api.Driver, err error) {
+	err = s.Ask(ctx, &d, "inspect", name)
+	return d, err
+}
+
+// cleanTimeout is how long the removal of everything may take.
+const cleanTimeout = 60 * time.Second
+
+// Clean removes every VM and ends graild. It works also after the work was interrupted, and takes no context for that
+// reason. Errors: what could not be removed.
+func (s *Sandbox) Clean() error {
+	ctx, cancel := context.WithTimeout(context.Background(), cleanTimeout)
+	defer cancel()
+	var status api.Version
+	if s.Ask(ctx, &status, "daemon", "status") != nil {
+		return nil // it does not run
+	}
+	var vms []api.VM
+	var drivers []api.Driver
+	err := errors.Join(s.Ask(ctx, &vms, "ps", "--all"), s.Ask(ctx, &drivers, "driver", "ls"))
+	for _, v := range vms {
+		_, e := s.Do(ctx, "rm", "--force", v.Name)
+		err = errors.Join(err, e)
+	}
+	for _, d := range drivers {
+		_, e := s.Do(ctx, "driver", "rm", "--force", d.Name)
+		err = errors.Join(err, e)
+	}
+	_, e := s.Do(ctx, "daemon", "stop")
+	return errors.Join(err, e)
+}
