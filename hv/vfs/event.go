@@ -1,6 +1,8 @@
 package vfs
 
 import (
+	"time"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/grailos/grail/hv/abi"
@@ -70,7 +72,7 @@ func (v *event) write(c *Call, f *file, u *uio, _ int64) (uint64, unix.Errno) {
 	if e := u.get(b); e != 0 {
 		return 0, e
 	}
-	for {
+	for pause := time.Millisecond; ; pause = min(2*pause, maxPause) {
 		n, e := 0, unix.EAGAIN
 		// A counter that its peer has filled would block the write if the peer has also made the shared
 		// descriptor blocking: look first.
@@ -83,15 +85,24 @@ func (v *event) write(c *Call, f *file, u *uio, _ int64) (uint64, unix.Errno) {
 		case e == 0:
 			return uint64(n), 0
 		case e == unix.EINTR:
+			continue
 		case e != unix.EAGAIN || f.nonblock():
 			return 0, e
+		case c.ready(v.fd, unix.POLLOUT):
+			// There is room for 1 but not for this number, and nothing to poll for: look again later.
+			_, err := c.Wait.Poll(nil, pause)
+			e = errnoOf(err)
 		default:
-			if e := c.wait(v.fd, unix.POLLOUT); e != 0 {
-				return 0, e
-			}
+			e = c.wait(v.fd, unix.POLLOUT)
+		}
+		if e != 0 {
+			return 0, e
 		}
 	}
 }
+
+// maxPause is the longest time between two looks at a counter that cannot be polled for.
+const maxPause = 20 * time.Millisecond
 
 func (v *event) stat(st *stat) { st.mode = 0o600 }
 func (v *event) pollFD() int   { return v.fd }

@@ -85,12 +85,12 @@ func (t *Table) sysReadlinkat(c *Call, dirfd, addr, buf, n uint64) (uint64, unix
 }
 
 func (t *Table) sysTruncate(c *Call, addr, n uint64) (uint64, unix.Errno) {
+	if int64(n) < 0 {
+		return 0, unix.EINVAL
+	}
 	start, path, e := t.pathArg(c, cwdArg, addr)
 	if e != 0 {
 		return 0, e
-	}
-	if int64(n) < 0 {
-		return 0, unix.EINVAL
 	}
 	return 0, t.tree.lookup(start, path, follow, func(nd *node) unix.Errno {
 		switch {

@@ -126,16 +126,19 @@ func (t *Table) sysSync(fd uint64) (uint64, unix.Errno) {
 }
 
 func (t *Table) sysFtruncate(fd, n uint64) (uint64, unix.Errno) {
+	if int64(n) < 0 {
+		return 0, unix.EINVAL
+	}
 	f, e := t.get(fd)
 	if e != 0 {
 		return 0, e
 	}
 	defer f.put()
 	r, ok := f.obj.(resizer)
-	if f.isPath() && int64(n) >= 0 {
+	if f.isPath() {
 		return 0, unix.EBADF
 	}
-	if int64(n) < 0 || !ok || !f.writable() {
+	if !ok || !f.writable() {
 		return 0, unix.EINVAL
 	}
 	return 0, r.truncate(int64(n))
@@ -206,7 +209,7 @@ func (t *Table) copyFiles(c *Call, in, inOff, out, outOff, n uint64) (uint64, un
 		src.mu.Unlock()
 	}
 	var done uint64
-	n = min(n, maxRW)
+	n = min(n, maxCopy)
 	for done < n {
 		b := c.bounceBuf()
 		b = b[:min(n-done, uint64(len(b)))]
@@ -240,6 +243,9 @@ func (t *Table) copyFiles(c *Call, in, inOff, out, outOff, n uint64) (uint64, un
 	}
 	return done, e
 }
+
+// maxCopy bounds one call that copies between files, so that the thread can be interrupted in between.
+const maxCopy = 32 << 20
 
 func (c *Call) startOffset(addr uint64) (int64, unix.Errno) {
 	if addr == 0 {

@@ -171,6 +171,11 @@ func TestCloseUnderRead(t *testing.T) {
 	}
 }
 
+// waiterFunc stands in for a Waiter whose waits something happens in.
+type waiterFunc func(fds []unix.PollFd) (int, error)
+
+func (f waiterFunc) Poll(fds []unix.PollFd, _ time.Duration) (int, error) { return f(fds) }
+
 func TestEventfd(t *testing.T) {
 	bothMemories(t, func(t *testing.T, lend bool) {
 		g := newGuest(t, bare(), lend)
@@ -188,6 +193,18 @@ func TestEventfd(t *testing.T) {
 		binary.LittleEndian.PutUint64(g.view(p, 8), ^uint64(0)-1)
 		g.ok(unix.SYS_WRITE, e, p, 8)
 		g.fails(unix.EAGAIN, unix.SYS_WRITE, e, p, 8)
+		// A number that does not fit waits for a reader, although the descriptor polls writable.
+		slow := g.ok(unix.SYS_EVENTFD2, 1, 0)
+		reader := g.thread()
+		g.c.Wait = waiterFunc(func(fds []unix.PollFd) (int, error) {
+			if len(fds) != 0 {
+				t.Error("a full counter is polled for: that would be a busy loop")
+			}
+			reader.ok(unix.SYS_READ, slow, reader.alloc(8), 8)
+			return 0, nil
+		})
+		g.ok(unix.SYS_WRITE, slow, p, 8)
+		g.c.Wait = pollWaiter{}
 		s := g.ok(unix.SYS_EVENTFD2, 2, unix.EFD_SEMAPHORE|unix.EFD_NONBLOCK)
 		g.ok(unix.SYS_READ, s, p, 8)
 		g.ok(unix.SYS_READ, s, p, 8)
