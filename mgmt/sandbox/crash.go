@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/grailos/grail/mgmt/api"
@@ -53,4 +54,26 @@ func (s *Sandbox) lastCrash(ctx context.Context, driver string) (c api.Crash, er
 		c = list[len(list)-1]
 	}
 	return c, err
+}
+
+// Serving waits until a driver that has crashed so many times in all serves all of its clients again. Errors: it does
+// not.
+func (s *Sandbox) Serving(ctx context.Context, driver string, crashes int) error {
+	ctx, cancel := context.WithTimeout(ctx, recoveryTimeout)
+	defer cancel()
+	for {
+		d, err := s.Driver(ctx, driver)
+		switch {
+		case ctx.Err() == context.DeadlineExceeded:
+			return fmt.Errorf("driver %s has not served again within %v: it is %s after %d crashes", driver, recoveryTimeout, d.State, d.Crashes)
+		case err != nil:
+			return err
+		case d.Crashes >= crashes && d.State == api.Ready && !slices.ContainsFunc(d.Clients, func(b api.Binding) bool { return !b.Attached }):
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(askPause):
+		}
+	}
 }

@@ -7,16 +7,19 @@
 //
 // What each worker does depends on the seed alone. It prints "flushed W OP" when a flush that follows the
 // worker's first OP operations was acknowledged; after a power cut, -check finds out from those numbers
-// whether everything is there that must be.
+// whether everything is there that must be. SIGINT and SIGTERM end it early, but in order.
 package main
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/grailos/grail/hv/guest"
@@ -35,6 +38,9 @@ func main() {
 	acks := flag.Bool("acks", false, "print acknowledged flushes")
 	flag.Parse()
 	r := &Run{Seed: *seed, Workers: *workers, Ops: *ops, Time: *limit, Area: *size << 20}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	r.Stop = ctx.Done()
 	if *acks {
 		r.Flushed = func(worker, op int) { fmt.Printf("flushed %d %d\n", worker, op) }
 	}

@@ -21,10 +21,11 @@ type Disk interface {
 type Run struct {
 	Seed     uint64
 	Workers  int
-	Ops      int           // of each worker, when Time is 0
-	Time     time.Duration // when not 0, how long
-	Area     int64         // bytes used of the disk, at most
-	Progress func(Stats)   // called after operations, from one goroutine at a time
+	Ops      int             // of each worker, when Time is 0
+	Time     time.Duration   // when not 0, how long
+	Stop     <-chan struct{} // closed: end early, as if the time were over
+	Area     int64           // bytes used of the disk, at most
+	Progress func(Stats)     // called after operations, from one goroutine at a time
 	Flushed  func(worker, op int)
 }
 
@@ -85,7 +86,7 @@ func (r *Run) Do(d Disk) (Stats, error) {
 			defer wg.Done()
 			w := worker{run: r, disk: d, index: i, blocks: blocks, last: make([]int, blocks), buf: make([]byte, maxRun*blockSize)}
 			g := r.generator(i, blocks)
-			for n := 1; r.Time == 0 && n <= r.Ops || r.Time > 0 && time.Since(begin) < r.Time; n++ {
+			for n := 1; r.goesOn(n, begin); n++ {
 				o := g.next()
 				t := time.Now()
 				e := w.do(n, o)
@@ -109,6 +110,19 @@ func (r *Run) Do(d Disk) (Stats, error) {
 	}
 	wg.Wait()
 	return s, err
+}
+
+// goesOn reports whether a worker is to make operation n.
+func (r *Run) goesOn(n int, begin time.Time) bool {
+	select {
+	case <-r.Stop:
+		return false
+	default:
+	}
+	if r.Time > 0 {
+		return time.Since(begin) < r.Time
+	}
+	return n <= r.Ops
 }
 
 func (s *Stats) count(o op, took time.Duration) {

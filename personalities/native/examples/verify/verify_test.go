@@ -126,3 +126,17 @@ func TestCheck(t *testing.T) {
 		}
 	}
 }
+
+func TestStop(t *testing.T) {
+	stop := make(chan struct{})
+	var once sync.Once
+	r := &Run{Seed: 1, Workers: 3, Ops: 1 << 30, Area: 1 << 20, Stop: stop, Progress: func(s Stats) {
+		if s.Ops >= 100 {
+			once.Do(func() { close(stop) })
+		}
+	}}
+	s, err := r.Do(&memDisk{b: make([]byte, 1<<20)})
+	if err != nil || s.Ops < 100 || s.Ops > 110 {
+		t.Errorf("%+v, %v", s, err)
+	}
+}

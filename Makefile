@@ -1,0 +1,53 @@
+# Grail. "make demo" shows it, "make test" checks it; both install what they need (as root) or name it.
+
+GO      ?= go
+BIN     := bin
+ENGINE  ?=
+export CGO_ENABLED := 0
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test test-crash test-nested bench lint images clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: ## build everything into bin/
+	@images/setup build
+	$(GO) build -trimpath -o $(BIN)/ ./mgmt/grailctl ./mgmt/graild ./hv/grailvm ./hv/grailport
+	$(GO) build -trimpath -o $(BIN)/drivers/blk ./drivervms/blk/guest
+	$(GO) build -trimpath -o $(BIN)/examples/ ./personalities/native/examples/...
+
+demo: build ## hash a file system in a VM while its driver VM is crashed; ENGINE=process does it without KVM
+	@images/setup demo
+	@$(GO) build -trimpath -o $(BIN)/ ./mgmt/demo
+	@$(BIN)/demo $(if $(ENGINE),-engine $(ENGINE))
+
+# Two packages at a time: each of them may start several VMs. Set GOTESTFLAGS for more, such as -run or -count.
+test: lint ## run every test that this machine can run
+	@images/setup test
+	@$(GO) run ./mgmt/house/report -- $(GO) test -json -vet=off -p 2 -timeout 8m $(GOTESTFLAGS) ./...
+
+CRASHES ?= 1000
+test-crash: build ## crash a driver VM at random under a verifying writer, CRASHES times (1000)
+	@$(GO) build -trimpath -o $(BIN)/ ./mgmt/campaign
+	@$(BIN)/campaign -crashes $(CRASHES) $(if $(ENGINE),-engine $(ENGINE))
+
+test-nested: ## test engine kvm on an emulated AMD SVM machine
+	@images/setup nested
+	@images/nested/run
+
+bench: build ## measure, compare with other programs, write bench.json; QUICK=1 takes under 3 minutes
+	@images/setup bench
+	@$(GO) build -trimpath -o $(BIN)/ ./mgmt/bench
+	@$(BIN)/bench $(if $(QUICK),-quick) $(if $(ENGINE),-engine $(ENGINE)) -o bench.json
+
+lint: ## gofmt and go vet
+	@images/setup build
+	@bad=$$($$($(GO) env GOROOT)/bin/gofmt -l $$($(GO) list -f '{{.Dir}}' ./...)); [ -z "$$bad" ] || { echo "gofmt -w is due for:"; echo "$$bad"; exit 1; }
+	@$(GO) vet ./...
+
+images: build ## build the guest programs and the files of the emulated test machine
+	@images/setup nested
+
+clean: ## remove everything that was built
+	rm -rf $(BIN) build bench.json

@@ -1,0 +1,139 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/grailos/grail/mgmt/sandbox"
+)
+
+func main() {
+	c := campaign{out: os.Stdout}
+	flag.IntVar(&c.crashes, "crashes", 1000, "how many crashes")
+	flag.StringVar(&c.engine, "engine", "", "engine of both VMs: kvm or process (default: the best that works here)")
+	flag.Uint64Var(&c.seed, "seed", rand.Uint64(), "seed of all that is random")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	context.AfterFunc(ctx, stop) // a second signal ends the program at once
+	bin, err := os.Executable()
+	if err == nil {
+		c.bin = filepath.Dir(bin)
+		err = c.run(ctx)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "campaign: FAILED:", err)
+		os.Exit(1)
+	}
+}
+
+// campaign is one run of the program.
+type campaign struct {
+	bin     string // folder of Grail's programs
+	crashes int
+	engine  string
+	seed    uint64
+	out     io.Writer
+
+	dir string // temporary, everything lies in it
+	box *sandbox.Sandbox
+}
+
+// Names and sizes within a campaign.
+const (
+	driver   = "blk0"
+	disk     = "d"
+	diskSize = 64 << 20
+	// maxPause is the longest time between a recovery and the next crash.
+	maxPause = 60 * time.Millisecond
+	// reportEvery is the number of crashes between two lines of progress.
+	reportEvery = 100
+)
+
+func (c *campaign) say(format string, a ...any) { fmt.Fprintf(c.out, "campaign: "+format+"\n", a...) }
+
+// run is the whole campaign. Nothing of it is left afterwards.
+func (c *campaign) run(ctx context.Context) (err error) {
+	begin := time.Now()
+	c.say("%d crashes, seed %d", c.crashes, c.seed)
+	if c.dir, err = os.MkdirTemp("", "grail-campaign-"); err != nil {
+		return err
+	}
+	defer os.RemoveAll(c.dir)
+	image := filepath.Join(c.dir, "disk.img")
+	f, err := os.Create(image)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Truncate(diskSize), f.Close()); err != nil {
+		return err
+	}
+	c.box = sandbox.New(c.bin, c.dir)
+	defer func() { err = errors.Join(err, c.box.Clean()) }()
+	if _, err := c.box.Do(ctx, c.args("driver", "create", "blk", driver, "--disk", disk+"="+image)...); err != nil {
+		return err
+	}
+	w := &writer{c: c}
+	if err := w.start(ctx); err != nil {
+		return err
+	}
+	err = errors.Join(c.storm(ctx, w), w.stop())
+	if err != nil {
+		return err
+	}
+	if err := c.sum(ctx); err != nil {
+		return err
+	}
+	if _, err := c.box.Do(ctx, "driver", "rm", driver); err != nil {
+		return err
+	}
+	n, err := w.check(ctx, image)
+	if err != nil {
+		return fmt.Errorf("the disk afterwards: %w", err)
+	}
+	c.say("%s; errors: 0, after %.0f s", n, time.Since(begin).Seconds())
+	return nil
+}
+
+// args adds the engine to a command of grailctl.
+func (c *campaign) args(args ...string) []string {
+	if c.engine != "" {
+		args = append(args, "--engine", c.engine)
+	}
+	return args
+}
+
+// storm crashes the driver until there were enough crashes, or the writer ends.
+func (c *campaign) storm(ctx context.Context, w *writer) error {
+	rnd := rand.New(rand.NewPCG(c.seed, 1))
+	begin := time.Now()
+	for n := 1; n <= c.crashes; n++ {
+		how := sandbox.Hows[rnd.IntN(len(sandbox.Hows))]
+		select {
+		case <-time.After(time.Duration(rnd.Int64N(int64(maxPause)))): // the random moment
+		case <-w.ended:
+			return fmt.Errorf("the writer ended after %d crashes", n-1)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if _, err := c.box.Do(ctx, "driver", "crash", driver, "--how", how); err != nil {
+			return fmt.Errorf("crash %d (%s): %w", n, how, err)
+		}
+		if err := c.box.Serving(ctx, driver, n); err != nil {
+			return fmt.Errorf("crash %d (%s): %w", n, how, err)
+		}
+		if n%reportEvery == 0 {
+			c.say("%d crashes, %.0f s", n, time.Since(begin).Seconds())
+		}
+	}
+	return nil
+}
