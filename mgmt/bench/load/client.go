@@ -20,6 +20,7 @@ type Client struct {
 	shared  *ring.Shared
 	drv     *ring.Driver
 	kick    ring.Doorbell
+	call    ring.Doorbell // nobody listens; qemu-storage-daemon gives up a queue without one
 	slots   int
 	slotLen uint32
 	heads   uint64 // offset of the slots' headers, headBytes a slot
@@ -40,8 +41,8 @@ const (
 	DataAlign = 4096
 )
 
-// Dial connects to the back end at path and starts queue 0 with slots requests of up to slotLen bytes each. Nobody rings
-// the client: it polls. The caller closes it.
+// Dial connects to the back end at path and starts queue 0 with slots requests of up to slotLen bytes each. The
+// back end is told not to ring: the client polls. The caller closes it.
 func Dial(ctx context.Context, path string, slots int, slotLen uint32) (_ *Client, err error) {
 	if slots < 1 || slots > queueSize {
 		return nil, fmt.Errorf("load: %d slots, expected 1 to %d", slots, queueSize)
@@ -50,7 +51,7 @@ func Dial(ctx context.Context, path string, slots int, slotLen uint32) (_ *Clien
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{slots: slots, slotLen: slotLen, kick: ring.DoorbellOf(-1), done: make([]ring.Completion, queueSize)}
+	c := &Client{slots: slots, slotLen: slotLen, kick: ring.DoorbellOf(-1), call: ring.DoorbellOf(-1), done: make([]ring.Completion, queueSize)}
 	defer func() {
 		if err != nil {
 			c.Close()
@@ -62,6 +63,9 @@ func Dial(ctx context.Context, path string, slots int, slotLen uint32) (_ *Clien
 		return nil, err
 	}
 	if c.kick, err = ring.NewDoorbell(); err != nil {
+		return nil, err
+	}
+	if c.call, err = ring.NewDoorbell(); err != nil {
 		return nil, err
 	}
 	c.front, err = vhostuser.Dial(ctx, path, vhostuser.Options{
@@ -98,7 +102,7 @@ func (c *Client) start(l ring.Layout) error {
 	if err != nil {
 		return err
 	}
-	return c.front.Start(0, vhostuser.QueueSetup{Ring: cfg.Queue, Kick: c.kick, Call: ring.DoorbellOf(-1)})
+	return c.front.Start(0, vhostuser.QueueSetup{Ring: cfg.Queue, Kick: c.kick, Call: c.call})
 }
 
 // Close ends the session and frees the memory.
@@ -107,6 +111,7 @@ func (c *Client) Close() {
 		c.front.Close()
 	}
 	c.kick.Close()
+	c.call.Close()
 	if c.shared != nil {
 		c.shared.Close()
 	}

@@ -1,0 +1,143 @@
+package main
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/grailos/grail/mgmt/api"
+	"github.com/grailos/grail/mgmt/bench/load"
+)
+
+// hows are the ways to crash a driver VM.
+var hows = []string{"kill", "fault", "hang"}
+
+var recoverNames = []string{"recover_kill_ms", "recover_fault_ms", "recover_hang_ms"}
+
+// recovery measures how long a client that has requests outstanding all the time gets no completion when its driver VM
+// is crashed: the longest pause that it sees. Every read is compared with what was written.
+func recovery(b *bench) ([]Result, error) {
+	path := filepath.Join(b.dir, "recover.img")
+	if err := makeDisk(path); err != nil {
+		return nil, err
+	}
+	socket, err := b.startDriver("crash", path)
+	if err != nil {
+		return nil, err
+	}
+	defer b.removeDriver("crash")
+	t, err := b.dial("driver VM", socket)
+	if err != nil {
+		return nil, err
+	}
+	defer t.client.Close()
+	var results []Result
+	for i, how := range hows {
+		name := recoverNames[i]
+		if !b.wanted(name) {
+			continue
+		}
+		var stalls []float64
+		for n := range b.rounds(5, 21) {
+			b.progress("%s: run %d", name, n+1)
+			d, err := b.crashUnderLoad(t.client, how, uint64(n))
+			if err != nil {
+				return results, fmt.Errorf("%s: %w", name, err)
+			}
+			stalls = append(stalls, float64(d.Microseconds())/1000)
+		}
+		r := newResult(name, "ms", less, stalls, "", nil)
+		r.bar.most = 100
+		if how == "hang" {
+			r.bar.most += float64(heartbeat.Milliseconds())
+		}
+		r.note, err = b.phases(how)
+		if err != nil {
+			return results, err
+		}
+		results = append(results, r)
+	}
+	return results, nil
+}
+
+// Before a crash and after it the load runs this long.
+const (
+	loadBefore = 150 * time.Millisecond
+	loadAfter  = 100 * time.Millisecond
+)
+
+// crashUnderLoad crashes the driver VM while requests are outstanding, and returns the longest pause between two
+// completions.
+func (b *bench) crashUnderLoad(c *load.Client, how string, seed uint64) (time.Duration, error) {
+	var stop atomic.Bool
+	var crashed time.Time
+	injected := make(chan error, 1)
+	go func() {
+		defer stop.Store(true)
+		time.Sleep(loadBefore)
+		v, err := b.daemon.Driver(b.ctx, "crash")
+		if err == nil {
+			crashed = time.Now()
+			_, err = b.daemon.CrashDriver(b.ctx, "crash", how)
+		}
+		for err == nil {
+			time.Sleep(20 * time.Millisecond)
+			var now api.Driver
+			now, err = b.daemon.Driver(b.ctx, "crash")
+			if err == nil && now.Generation > v.Generation && now.State == api.Ready {
+				break
+			}
+		}
+		time.Sleep(loadAfter)
+		injected <- err
+	}()
+	r, err := c.Run(load.Job{Random: true, Block: 4 << 10, Depth: 8, Seed: seed, Stop: &stop, Check: true})
+	stop.Store(true)
+	if ierr := <-injected; err == nil {
+		err = ierr
+	}
+	if err != nil {
+		return 0, err
+	}
+	// The last completion before the pause may have been an instant before the crash was asked for.
+	if end := r.StallAt.Add(r.Stall); end.Before(crashed) {
+		return 0, fmt.Errorf("the longest pause, %v, was over before the crash", r.Stall)
+	}
+	return r.Stall, nil
+}
+
+// phases sums up graild's records of the crashes of one kind: medians of the steps, in milliseconds.
+func (b *bench) phases(how string) (string, error) {
+	list, err := b.daemon.Crashes(b.ctx, "crash")
+	if err != nil {
+		return "", err
+	}
+	steps := []struct {
+		name     string
+		from, to func(*api.Crash) time.Time
+	}{
+		{"detected", func(c *api.Crash) time.Time { return c.Crashed }, func(c *api.Crash) time.Time { return c.Detected }},
+		{"stopped", func(c *api.Crash) time.Time { return c.Detected }, func(c *api.Crash) time.Time { return c.Stopped }},
+		{"launched", func(c *api.Crash) time.Time { return c.Stopped }, func(c *api.Crash) time.Time { return c.Launched }},
+		{"ready", func(c *api.Crash) time.Time { return c.Launched }, func(c *api.Crash) time.Time { return c.Ready }},
+		{"attached", func(c *api.Crash) time.Time { return c.Launched }, func(c *api.Crash) time.Time { return c.Attached }},
+		{"first request", func(c *api.Crash) time.Time { return c.Attached }, func(c *api.Crash) time.Time { return c.First }},
+		{"all", func(c *api.Crash) time.Time { return c.Crashed }, func(c *api.Crash) time.Time { return c.First }},
+	}
+	var words []string
+	for _, s := range steps {
+		var ms []float64
+		for i := range list {
+			c := &list[i]
+			if from, to := s.from(c), s.to(c); c.Injected == how && !from.IsZero() && !to.IsZero() {
+				ms = append(ms, float64(to.Sub(from).Microseconds())/1000)
+			}
+		}
+		if len(ms) > 0 {
+			words = append(words, fmt.Sprintf("%s %.1f", s.name, median(ms)))
+		}
+	}
+	return "graild's records, ms: " + strings.Join(words, ", "), nil
+}
