@@ -379,7 +379,7 @@ func (dr *driver) reopen() error {
 	if len(dr.backings) == len(dr.rec.Config.Disks) {
 		return nil
 	}
-	list, err := dr.d.openBackings(dr.rec.Config)
+	list, err := dr.d.openBackings(dr.rec.Config, lockPatience)
 	if err != nil {
 		return err
 	}

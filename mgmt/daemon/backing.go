@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -91,13 +92,18 @@ func (b *backing) inspect() error {
 	return nil
 }
 
-// lock takes the lock that keeps other driver VMs away, also those of another graild.
-func (b *backing) lock() error {
+// lock takes the lock that keeps other driver VMs away, also those of another graild. It waits for at most patience.
+func (b *backing) lock(patience time.Duration) error {
 	how := unix.LOCK_EX
 	if b.readOnly {
 		how = unix.LOCK_SH
 	}
+	deadline := time.Now().Add(patience)
 	err := unix.Flock(rawFD(b.file), how|unix.LOCK_NB)
+	for errors.Is(err, unix.EWOULDBLOCK) && time.Now().Before(deadline) {
+		time.Sleep(lockPause)
+		err = unix.Flock(rawFD(b.file), how|unix.LOCK_NB)
+	}
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return api.Errorf(api.Busy, "disk %s: %s is locked by another program%s; a file belongs to one driver, except that several may read it with :ro",
 			b.id, b.path, lockHolder(b.dev, b.ino))
@@ -107,6 +113,12 @@ func (b *backing) lock() error {
 	}
 	return nil
 }
+
+// A driver's process that was just killed holds its locks until the kernel has closed its files.
+const (
+	lockPatience = time.Second
+	lockPause    = 2 * time.Millisecond
+)
 
 // conflicts reports whether both are one file and at least one of them writes it.
 func (b *backing) conflicts(o *backing) bool {

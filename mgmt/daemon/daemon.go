@@ -316,7 +316,7 @@ func (d *Daemon) CreateDriver(ctx context.Context, cfg api.DriverConfig) (err er
 			dr.close()
 		}
 	}()
-	if dr.backings, err = d.openBackings(cfg); err != nil {
+	if dr.backings, err = d.openBackings(cfg, 0); err != nil {
 		return err
 	}
 	if err := d.store.PutDriver(&dr.rec); err != nil {
@@ -353,8 +353,9 @@ func (d *Daemon) CreateDriver(ctx context.Context, cfg api.DriverConfig) (err er
 	return err
 }
 
-// openBackings opens and locks what is behind a driver's disks, and refuses what another driver has.
-func (d *Daemon) openBackings(cfg api.DriverConfig) (list []*backing, err error) {
+// openBackings opens and locks what is behind a driver's disks, and refuses what another driver has. It waits for locks
+// for at most patience.
+func (d *Daemon) openBackings(cfg api.DriverConfig, patience time.Duration) (list []*backing, err error) {
 	defer func() {
 		if err != nil {
 			for _, b := range list {
@@ -377,7 +378,7 @@ func (d *Daemon) openBackings(cfg api.DriverConfig) (list []*backing, err error)
 		if holder, disk := d.holderOf(b); holder != "" {
 			return list, api.Errorf(api.Busy, "disk %s: %s is disk %s of driver %s already; use that one, or add :ro to both", b.id, b.path, disk, holder)
 		}
-		if err := b.lock(); err != nil {
+		if err := b.lock(patience); err != nil {
 			return list, err
 		}
 	}

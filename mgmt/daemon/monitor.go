@@ -90,7 +90,7 @@ func (dr *driver) watchBeat(inst *driverInstance, quit <-chan struct{}) {
 				c.kick()
 			}
 		case reincarnation.Hung:
-			if dr.confirm(inst, pending) {
+			if dr.confirm(inst, pending) && inst.beat() == sample.Beat {
 				inst.declareHung(h.Since())
 				return
 			}

@@ -51,11 +51,10 @@ func (dr *driver) run(inst *driverInstance, rec *recovery) {
 		if dr.stopping() {
 			return
 		}
-		rec.complete()
-		rec = nil
 		var wait time.Duration
 		var why string
 		if end != nil {
+			rec.complete()
 			rec, wait = dr.died(inst, end)
 			why = "it keeps failing: " + describe(end.report)
 		} else {

@@ -14,12 +14,14 @@ type schedule struct {
 	pid   int
 	began time.Time
 	then  map[int]threadTime
+
+	stolen time.Duration
 }
 
 // threadTime is what the kernel accounted to a thread.
 type threadTime struct {
 	ran, waited uint64 // nanoseconds on a processor, and ready without one (/proc/pid/schedstat)
-	runnable    bool
+	eager       bool   // ready to run, or waiting for the host (states R and D, proc(5))
 }
 
 // maxFamily bounds the processes that are looked at.
@@ -27,30 +29,38 @@ const maxFamily = 16
 
 // begin starts a measurement.
 func (s *schedule) begin(pid int) {
-	s.pid, s.began, s.then = pid, time.Now(), threadTimes(pid)
+	s.pid, s.began, s.then, s.stolen = pid, time.Now(), threadTimes(pid), stolen()
 }
 
-// starved returns how long the worst-off thread has been without a processor although ready since begin. A thread that
-// is still waiting is not accounted yet, so one that is runnable and has not run counts in full.
+// starved returns how long the process was kept from running since begin, at least. A process of which a thread is ready
+// to run, or waits for the host's memory or disk, but which did not get the processor time that a look at its rings takes
+// is excused for all of it; also what the host's own host took away counts.
 func (s *schedule) starved() time.Duration {
 	if s.then == nil {
 		return 0
 	}
-	var worst time.Duration
+	since := time.Since(s.began)
+	var waited, ran time.Duration
+	eager := false
 	for tid, now := range threadTimes(s.pid) {
-		was, ok := s.then[tid]
-		if !ok {
-			continue
-		}
-		worst = max(worst, time.Duration(now.waited-was.waited))
-		if now.runnable && was.runnable && now.ran == was.ran {
-			worst = max(worst, time.Since(s.began))
-		}
+		was := s.then[tid]
+		waited = max(waited, time.Duration(now.waited-was.waited))
+		ran += time.Duration(now.ran - was.ran)
+		eager = eager || now.eager
 	}
+	if eager && ran < enough {
+		waited = since
+	}
+	waited += stolen() - s.stolen
 	// A host that starves the driver for ever must not keep a dead one in place.
-	const most = 10
-	return min(worst, most*time.Since(s.began)/(most+1))
+	return min(waited, since*mostExcused/(mostExcused+1))
 }
+
+// enough is the processor time in which a driver that is alive looks at its rings and beats, by far.
+const enough = 15 * time.Millisecond
+
+// mostExcused bounds the excuse: after that many periods, silence is a hang.
+const mostExcused = 10
 
 func threadTimes(pid int) map[int]threadTime {
 	times := map[int]threadTime{}
@@ -88,8 +98,24 @@ func readThread(dir string) (t threadTime) {
 	}
 	if b, err := os.ReadFile(dir + "/stat"); err == nil {
 		if i := bytes.LastIndexByte(b, ')'); i >= 0 && i+2 < len(b) {
-			t.runnable = b[i+2] == 'R'
+			t.eager = b[i+2] == 'R' || b[i+2] == 'D'
 		}
 	}
 	return t
+}
+
+// stolen returns the processor time that another system on the same hardware took from this one (proc(5), /proc/stat).
+func stolen() time.Duration {
+	b, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return 0
+	}
+	line, _, _ := strings.Cut(string(b), "\n")
+	const steal, tick = 8, 10 * time.Millisecond // USER_HZ is 100 everywhere
+	f := strings.Fields(line)
+	if len(f) <= steal {
+		return 0
+	}
+	n, _ := strconv.ParseInt(f[steal], 10, 64)
+	return time.Duration(n) * tick
 }

@@ -16,11 +16,11 @@ import (
 )
 
 func (c *cli) driverCommand() *cobra.Command {
-	cmd := &cobra.Command{
+	cmd := group(&cobra.Command{
 		Use: "driver", GroupID: "driver", Short: "Create, watch and crash driver VMs",
 		Long: `A driver VM serves host files or block devices to other VMs as disks. When it crashes, faults
 or hangs, graild replaces it; its clients notice a short stall.`,
-	}
+	})
 	cmd.AddCommand(c.driverCreateCommand(), c.driverLsCommand(), c.driverRestartCommand(), c.driverCrashCommand(),
 		c.driverRmCommand(), c.driverCrashesCommand())
 	return cmd

@@ -121,6 +121,18 @@ func exactly(names ...string) cobra.PositionalArgs {
 	}
 }
 
+// group makes a command that only has subcommands refuse others, which cobra by itself does not.
+func group(cmd *cobra.Command) *cobra.Command {
+	cmd.Args = cobra.ArbitraryArgs
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return fmt.Errorf("unknown command %q for %q; see %s --help", args[0], cmd.CommandPath(), cmd.CommandPath())
+		}
+		return cmd.Help()
+	}
+	return cmd
+}
+
 // atLeastOne asks for one argument or more.
 func atLeastOne(name string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
@@ -155,7 +167,7 @@ func (c *cli) versionCommand() *cobra.Command {
 }
 
 func (c *cli) daemonCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "daemon", GroupID: "host", Short: "Look after graild itself"}
+	cmd := group(&cobra.Command{Use: "daemon", GroupID: "host", Short: "Look after graild itself"})
 	cmd.AddCommand(&cobra.Command{
 		Use: "start", Short: "Start graild if none runs; other commands do so too", Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
