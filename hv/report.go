@@ -59,4 +59,6 @@ type Stats struct {
 	MemoryUsed  uint64 `json:"memoryUsed"` // guest memory handed out, bytes
 	DevRequests uint64 `json:"devRequests"`
 	DevBytes    uint64 `json:"devBytes"`
+	// Calls counts the system calls served on engine kvm, by name: each one is an exit.
+	Calls map[string]uint64 `json:"calls,omitempty"`
 }

@@ -31,6 +31,10 @@ type PollerConfig struct {
 	// MaxSpin is the largest budget, and the time within which spinning counts as worth while. Default
 	// 100 µs, a few times the cost of a sleep and a wake-up. Negative: never spin.
 	MaxSpin time.Duration
+	// Poll, if not nil, waits in place of ppoll(2), as that does, at most timeout (negative: for ever), and
+	// drains the doorbells that it reports: inside a Grail guest, where each system call is an exit from
+	// the VM, that halves their number.
+	Poll func(fds []unix.PollFd, timeout time.Duration) (n int, err error)
 }
 
 // PollerStats counts what a Poller did, so that spinning can be charged to somebody.
@@ -79,6 +83,8 @@ type Poller struct {
 	fds              []unix.PollFd // one a source, then one a watched descriptor
 	lastWatch        time.Duration
 	stats            PollerStats
+	wait             func(fds []unix.PollFd, timeout time.Duration) (int, error)
+	drains           bool // wait drains the doorbells
 }
 
 // NewPoller returns a Poller without sources.
@@ -90,7 +96,12 @@ func NewPoller(c PollerConfig) *Poller {
 		c.MinSpin, c.MaxSpin = 0, 0
 	}
 	c.MinSpin = min(max(c.MinSpin, 0), c.MaxSpin)
+	wait := c.Poll
+	if wait == nil {
+		wait = ppoll
+	}
 	return &Poller{
+		wait: wait, drains: c.Poll != nil,
 		min: c.MinSpin, max: c.MaxSpin, budget: c.MinSpin, start: time.Now(),
 		balance: spinCredit, nextRest: firstRest,
 	}
@@ -259,13 +270,11 @@ func (p *Poller) sleep(begin, timeout time.Duration) (Wake, error) {
 // poll blocks until a descriptor is readable or timeout, counted from begin, has passed.
 func (p *Poller) poll(begin, timeout time.Duration) (Wake, error) {
 	for {
-		var limit unix.Timespec
-		var until *unix.Timespec
+		left := timeout
 		if timeout >= 0 {
-			limit = unix.NsecToTimespec(max(int64(timeout-(p.now()-begin)), 0))
-			until = &limit
+			left = max(timeout-(p.now()-begin), 0)
 		}
-		n, err := unix.Ppoll(p.fds, until, nil)
+		n, err := p.wait(p.fds, left)
 		switch {
 		case err == unix.EINTR:
 			continue
@@ -281,6 +290,17 @@ func (p *Poller) poll(begin, timeout time.Duration) (Wake, error) {
 	}
 }
 
+// ppoll is poll(2) with a timeout as PollerConfig.Poll has it.
+func ppoll(fds []unix.PollFd, timeout time.Duration) (int, error) {
+	var limit unix.Timespec
+	var until *unix.Timespec
+	if timeout >= 0 {
+		limit = unix.NsecToTimespec(int64(timeout))
+		until = &limit
+	}
+	return unix.Ppoll(fds, until, nil)
+}
+
 // collect notes which doorbells rang, and reports whether anything did; broken doorbells do not count.
 func (p *Poller) collect() (wake Wake, any bool) {
 	for i := range p.fds {
@@ -291,7 +311,7 @@ func (p *Poller) collect() (wake Wake, any bool) {
 		case i >= len(p.sources):
 			wake, any = WakeWatch, true
 		case ev&unix.POLLIN != 0:
-			p.rung[i] = true
+			p.rung[i] = !p.drains
 			if !any {
 				wake, any = WakeWork, true
 			}

@@ -12,6 +12,12 @@ const (
 	// requests, at most MaxDevBatch). It returns when all are done, each with its own result in
 	// DevReq.Result. The return value is the number of requests performed. Errors: EFAULT, EINVAL.
 	SysDevIO = 0x4701
+
+	// SysWait is poll for doorbells: it waits until one of the descriptors (RDI = address of an array of
+	// struct pollfd, RSI = their number) is ready or RDX nanoseconds have passed (negative: for ever),
+	// and drains every doorbell and eventfd that it reports readable, all in one exit. It returns how many
+	// are ready. Errors: those of poll(2).
+	SysWait = 0x4702
 )
 
 // MaxDevBatch is the largest number of requests in one SysDevIO call.

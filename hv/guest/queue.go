@@ -74,7 +74,7 @@ type request struct {
 func newQueue(drv *ring.Driver, kick, call ring.Doorbell, mem []byte, off uint64, depth int) *queue {
 	q := &queue{
 		kick: kick, drv: drv, requests: make([]request, depth),
-		poller: ring.NewPoller(ring.PollerConfig{}), done: make([]ring.Completion, min(depth, 64)),
+		poller: ring.NewPoller(ring.PollerConfig{Poll: pollHook()}), done: make([]ring.Completion, min(depth, 64)),
 	}
 	q.poller.Add(drv, call)
 	for i := range q.requests {

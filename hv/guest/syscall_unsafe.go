@@ -2,7 +2,10 @@ package guest
 
 import (
 	"syscall"
+	"time"
 	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/grailos/grail/hv/abi"
 )
@@ -38,6 +41,50 @@ func DevIO(reqs []abi.DevReq) (int, error) {
 		return 0, errno
 	}
 	return int(n), nil
+}
+
+// DevIOAlone is DevIO without telling the Go scheduler, which otherwise wakes other threads to use the processor
+// meanwhile: several exits more for each call. It is for drivers whose work is all one goroutine's. The
+// collector cannot run until it returns.
+func DevIOAlone(reqs []abi.DevReq) (int, error) {
+	if len(reqs) == 0 {
+		return 0, nil
+	}
+	// Safe: as in DevIO.
+	n, _, errno := syscall.RawSyscall(abi.SysDevIO, uintptr(unsafe.Pointer(unsafe.SliceData(reqs))), uintptr(len(reqs)), 0)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
+
+// Wait is a ring.PollerConfig.Poll by abi.SysWait: one exit to wait and to drain.
+func Wait(fds []unix.PollFd, timeout time.Duration) (int, error) {
+	// Safe: the host reads and writes len(fds) structures, and fds stays alive during the call.
+	n, _, errno := syscall.Syscall(abi.SysWait, uintptr(unsafe.Pointer(unsafe.SliceData(fds))), uintptr(len(fds)), uintptr(timeout))
+	return waited(n, errno)
+}
+
+// WaitAlone is Wait as DevIOAlone is DevIO.
+func WaitAlone(fds []unix.PollFd, timeout time.Duration) (int, error) {
+	// Safe: as in Wait.
+	n, _, errno := syscall.RawSyscall(abi.SysWait, uintptr(unsafe.Pointer(unsafe.SliceData(fds))), uintptr(len(fds)), uintptr(timeout))
+	return waited(n, errno)
+}
+
+func waited(n uintptr, errno syscall.Errno) (int, error) {
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
+}
+
+// pollHook returns Wait inside a Grail VM, and nil elsewhere, where tests run.
+func pollHook() func([]unix.PollFd, time.Duration) (int, error) {
+	if _, err := sysCaps(nil); err != nil {
+		return nil
+	}
+	return Wait
 }
 
 // Segment returns the wire form of b. Precondition: b is not Go stack memory: it is mapped memory, or part of

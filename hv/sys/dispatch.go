@@ -17,6 +17,9 @@ var errNoReturn = errors.New("sys: no return value")
 func (t *thread) syscall() {
 	r := t.cpu.Regs()
 	nr := r.RAX
+	if nr < uint64(len(t.g.byNumber)) {
+		t.g.byNumber[nr].Add(1)
+	}
 	a := [6]uint64{r.RDI, r.RSI, r.RDX, r.R10, r.R8, r.R9}
 	ret, err := t.serve(nr, a)
 	switch {

@@ -55,6 +55,7 @@ type Guest struct {
 	timers  timers
 
 	exits, calls, faults atomic.Uint64
+	byNumber             [512]atomic.Uint64 // calls with a number below its length
 }
 
 // New makes the virtual machine and its empty address space. What needs /dev/kvm or new descriptors is done here,
@@ -154,7 +155,18 @@ func (g *Guest) Stats() hv.Stats {
 	return hv.Stats{
 		Exits: g.exits.Load(), Syscalls: g.calls.Load(), Faults: g.faults.Load(), Threads: threads,
 		MemoryBytes: g.space.Size(), MemoryUsed: g.space.Used(), DevRequests: requests, DevBytes: bytes,
+		Calls: g.callCounts(),
 	}
+}
+
+func (g *Guest) callCounts() map[string]uint64 {
+	out := make(map[string]uint64)
+	for nr := range g.byNumber {
+		if n := g.byNumber[nr].Load(); n != 0 {
+			out[SyscallName(uint64(nr))] = n
+		}
+	}
+	return out
 }
 
 // Fault returns the last fault that became a signal, or nil.

@@ -49,6 +49,9 @@ func (t *thread) storeTimeval(addr uint64, interval, value time.Duration) error 
 		uint64(value/time.Second), uint64(value%time.Second/time.Microsecond))
 }
 
+// timerSlack is how late a sleep may end: Linux's default.
+const timerSlack = 50 * time.Microsecond
+
 // sleep serves nanosleep and clock_nanosleep.
 func (t *thread) sleep(clock int32, absolute bool, req, rem uint64) (uint64, error) {
 	d, err := t.timespec(req)
@@ -66,6 +69,9 @@ func (t *thread) sleep(clock int32, absolute bool, req, rem uint64) (uint64, err
 	if d <= 0 {
 		return 0, nil
 	}
+	// A short sleep of a Linux process takes that much longer as well (prctl(2), PR_SET_TIMERSLACK). Go's
+	// runtime sleeps 20 µs at a time while it is busy, and here each time is an exit.
+	d += timerSlack
 	end := time.Now().Add(d)
 	t.parked.arm()
 	err = t.park(d)

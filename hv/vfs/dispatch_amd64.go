@@ -1,6 +1,8 @@
 package vfs
 
 import (
+	"time"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/grailos/grail/hv/abi"
@@ -115,6 +117,8 @@ func (t *Table) dispatch(c *Call, nr uint64, a [6]uint64) (ret uint64, errno uni
 
 	case abi.SysCaps:
 		ret, errno = t.sysCaps(c, a[0], a[1])
+	case abi.SysWait:
+		ret, errno = t.poll(c, a[0], a[1], time.Duration(a[2]), true)
 	case abi.SysDevIO:
 		ret, errno = t.sysDevIO(c, a[0], a[1])
 	default:

@@ -5,6 +5,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/grailos/grail/hv/abi"
 )
 
 // Poll events that x/sys does not name (asm-generic/poll.h).
@@ -71,6 +73,12 @@ func (c *Call) await(timeout time.Duration) (int, unix.Errno) {
 
 // sysPoll serves poll and ppoll; a negative timeout means for ever.
 func (t *Table) sysPoll(c *Call, addr, n uint64, timeout time.Duration) (uint64, unix.Errno) {
+	return t.poll(c, addr, n, timeout, false)
+}
+
+// poll waits for what the array of n struct pollfd at addr asks for, and writes the answers to it. With drain, the
+// eventfds that it reports readable are read, too (abi.SysWait).
+func (t *Table) poll(c *Call, addr, n uint64, timeout time.Duration, drain bool) (uint64, unix.Errno) {
 	if n > MaxFDs {
 		return 0, unix.EINVAL
 	}
@@ -107,6 +115,9 @@ func (t *Table) sysPoll(c *Call, addr, n uint64, timeout time.Duration) (uint64,
 		if r := c.polls[k].Revents; r != 0 {
 			le.PutUint16(wire[int(c.pollIdx[k])*8+6:], uint16(r))
 			ready++
+			if v, ok := c.held[k].obj.(*event); drain && ok && r&unix.POLLIN != 0 && v.rights&abi.RightRead != 0 {
+				v.consume(c.small[:8]) // empty again: another reader was faster
+			}
 		}
 	}
 	for i := range int(n) { // only revents is the host's to write

@@ -45,7 +45,11 @@ func (d *device) Do(ops []serve.Op) {
 			Segs: guest.SegmentsOf(segs), NSegs: uint32(len(segs)), Result: -eio,
 		}
 	}
-	done, err := guest.DevIO(reqs)
+	do := guest.DevIOAlone
+	if ops[0].Kind == abi.DevFlush {
+		do = guest.DevIO // it may take long, and another thread may be at work beside it
+	}
+	done, err := do(reqs)
 	if err != nil {
 		done = 0
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"runtime"
 
 	"github.com/grailos/grail/drivervms/blk/serve"
 	"github.com/grailos/grail/hv/abi"
@@ -16,10 +17,15 @@ type driver struct {
 	ch     *guest.Channel
 	status *guest.Status
 	maps   map[uint64]*mapping
-	inject string // misbehave so in the next round
+	// detached counts the attachments that have ended.
+	detached int
+	inject   string // misbehave so in the next round
 
 	requests, bytes uint64 // as last written to the status page
 }
+
+// collectEvery is how many attachments end between two runs of the collector; each leaves some 50 KiB behind.
+const collectEvery = 64
 
 // loop serves for ever. Errors: the control channel is gone, waiting fails.
 func (d *driver) loop() error {
@@ -76,6 +82,9 @@ func (d *driver) handle(m abi.Message) error {
 		if mp := d.maps[m.ID]; mp != nil {
 			mp.unmap()
 			delete(d.maps, m.ID)
+		}
+		if d.detached++; d.detached%collectEvery == 0 {
+			runtime.GC()
 		}
 		return d.ch.Send(abi.Message{Type: abi.MsgDone, ID: m.ID})
 	case abi.MsgInject:

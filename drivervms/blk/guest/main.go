@@ -13,13 +13,11 @@ import (
 	"github.com/grailos/grail/ring"
 )
 
-// heapLimit bounds the Go heap, in bytes. The data path does not allocate, so the collector runs only when
-// attachments have come and gone for long: without this, its timer would wake an idle VM.
-const heapLimit = 32 << 20
-
 func main() {
+	// The data path does not allocate. What attachments leave behind is collected when one ends (see
+	// driver.handle), by the one goroutine that there is: a collector that starts by itself would have to wait
+	// for it while it waits for work outside of the scheduler's sight.
 	debug.SetGCPercent(-1)
-	debug.SetMemoryLimit(heapLimit)
 	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "blk:", err)
 		os.Exit(1)
@@ -52,7 +50,7 @@ func run() error {
 		return fmt.Errorf("%d disks, the limit is %d", len(disks), abi.MaxDevBatch)
 	}
 	d := &driver{
-		server: serve.New(newDevice(), disks, ring.PollerConfig{}),
+		server: serve.New(newDevice(), disks, ring.PollerConfig{Poll: guest.WaitAlone}),
 		ch:     ch, status: status, maps: map[uint64]*mapping{},
 	}
 	d.server.Watch(ch.FD())
