@@ -65,7 +65,7 @@ func onEngines(t *testing.T, test func(r *rig)) {
 			if e == hv.EngineKVM {
 				f, err := engine.KVM()
 				if err != nil {
-					t.Skip("SKIPPED:", err)
+					t.Skip("SKIPPED, NO ENGINE:", err)
 				}
 				f.Close()
 			}
