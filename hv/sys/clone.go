@@ -25,7 +25,7 @@ func (t *thread) clone(a [6]uint64) (uint64, error) {
 	if flags&unix.CLONE_SETTLS != 0 && !amd64.Canonical(tls) {
 		return 0, unix.EPERM
 	}
-	var fpu [kvm.FPUSize]byte
+	var fpu [kvm.MaxFPUSize]byte
 	if err := t.cpu.FPU(fpu[:]); err != nil {
 		return 0, err
 	}

@@ -56,10 +56,11 @@ func (t *thread) pushFrame(act sigaction, info siginfo, mask uint64) error {
 			onStack = 0
 		}
 	}
-	fpu := (sp - kvm.FPUSize - 8) &^ 63
+	fpuSize := t.cpu.FPUSize()
+	fpu := (sp - uint64(fpuSize) - 8) &^ 63
 	frame := (fpu-frameSize)&^15 - 8
 
-	var b [frameSize + 64 + 16 + kvm.FPUSize + 8]byte
+	var b [frameSize + 64 + 16 + kvm.MaxFPUSize + 8]byte
 	le := binary.LittleEndian
 	le.PutUint64(b[0:], act.restorer)
 	le.PutUint64(b[frameFlags:], 1|2|4) // UC_FP_XSTATE, UC_SIGCONTEXT_SS, UC_STRICT_RESTORE_SS
@@ -91,15 +92,15 @@ func (t *thread) pushFrame(act sigaction, info siginfo, mask uint64) error {
 	le.PutUint64(b[frameInfo+24:], info.b)
 
 	state := b[fpu-frame:]
-	if err := t.cpu.FPU(state[:kvm.FPUSize]); err != nil {
+	if err := t.cpu.FPU(state[:fpuSize]); err != nil {
 		return err
 	}
 	le.PutUint32(state[fpuSoftware:], fpuMagic1)
-	le.PutUint32(state[fpuSoftware+4:], kvm.FPUSize+4)
-	le.PutUint64(state[fpuSoftware+8:], 7)
-	le.PutUint32(state[fpuSoftware+16:], kvm.FPUSize)
-	le.PutUint32(state[kvm.FPUSize:], fpuMagic2)
-	if err := t.g.space.CopyOut(frame, b[:fpu-frame+kvm.FPUSize+4]); err != nil {
+	le.PutUint32(state[fpuSoftware+4:], uint32(fpuSize)+4)
+	le.PutUint64(state[fpuSoftware+8:], t.cpu.FPUStates())
+	le.PutUint32(state[fpuSoftware+16:], uint32(fpuSize))
+	le.PutUint32(state[fpuSize:], fpuMagic2)
+	if err := t.g.space.CopyOut(frame, b[:fpu-frame+uint64(fpuSize)+4]); err != nil {
 		return err
 	}
 	r.RSP = frame
@@ -129,15 +130,7 @@ func (t *thread) rtSigreturn() error {
 	if !amd64.Canonical(next.RIP) {
 		return unix.EFAULT
 	}
-	if at := le.Uint64(b[frameFPU:]); at != 0 {
-		var fpu [kvm.FPUSize]byte
-		if err := t.g.space.CopyIn(at, fpu[:]); err != nil {
-			return err
-		}
-		if err := t.cpu.SetFPU(fpu[:]); err != nil {
-			return err
-		}
-	} else if err := t.cpu.SetFPU(nil); err != nil {
+	if err := t.restoreFPU(le.Uint64(b[frameFPU:])); err != nil {
 		return err
 	}
 	*r = next
@@ -147,6 +140,24 @@ func (t *thread) rtSigreturn() error {
 	t.mask = le.Uint64(b[frameMask:]) &^ unblockable
 	s.mu.Unlock()
 	return nil
+}
+
+// restoreFPU takes the FPU state from a signal frame's at, 0 meaning the initial state. As in Linux, a state without
+// both magic numbers is a legacy one.
+func (t *thread) restoreFPU(at uint64) error {
+	if at == 0 {
+		return t.cpu.SetFPU(nil)
+	}
+	var b [kvm.MaxFPUSize + 4]byte
+	if err := t.g.space.CopyIn(at, b[:kvm.LegacyFPUSize]); err != nil {
+		return err
+	}
+	le, n := binary.LittleEndian, t.cpu.FPUSize()
+	if le.Uint32(b[fpuSoftware:]) == fpuMagic1 && le.Uint32(b[fpuSoftware+16:]) == uint32(n) &&
+		t.g.space.CopyIn(at, b[:n+4]) == nil && le.Uint32(b[n:]) == fpuMagic2 {
+		return t.cpu.SetFPU(b[:n])
+	}
+	return t.cpu.SetFPU(b[:kvm.LegacyFPUSize])
 }
 
 // maxFrames bounds a crash report's stack.

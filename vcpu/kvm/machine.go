@@ -34,7 +34,8 @@ type Machine struct {
 	kvm, vm  uintptr
 	runSize  int
 	cpuid    []byte // struct kvm_cpuid2
-	xcr0     uint64
+	xcr0     uint64 // see chooseStates
+	fpuSize  int
 	system   []byte // the system area
 	flushMem []byte
 	maxVCPUs int

@@ -229,7 +229,7 @@ func TestKick(t *testing.T) {
 func TestFPU(t *testing.T) {
 	r := newRig(t, 0xf2, 0x0f, 0x58, 0xc1, 0x0f, 0x05) // addsd xmm0, xmm1; syscall
 	v := r.start(t)
-	state := make([]byte, FPUSize)
+	state := make([]byte, v.FPUSize())
 	if err := v.FPU(state); err != nil {
 		t.Fatal(err)
 	}
