@@ -61,7 +61,7 @@ func (r *rig) serving(name string, generation int) func() bool {
 func TestDriverCrashes(t *testing.T) {
 	onEngines(t, func(r *rig) {
 		r.ctl("driver", "create", "blk", "blk0", "--engine", string(r.engine), "--disk", "d="+r.disk(32<<20))
-		v := r.verify("blk0/d", 4*time.Second)
+		v := r.verify("blk0/d", 3*time.Second)
 		r.eventually("the client", r.serving("blk0", 1))
 		how := []string{"kill", "fault", "hang"}
 		for i, h := range how {
@@ -104,7 +104,7 @@ func TestDriverCrashes(t *testing.T) {
 func TestDaemonDiesUnderLoad(t *testing.T) {
 	onEngines(t, func(r *rig) {
 		r.ctl("driver", "create", "blk", "blk0", "--engine", string(r.engine), "--disk", "d="+r.disk(32<<20))
-		v := r.verify("blk0/d", 4*time.Second)
+		v := r.verify("blk0/d", 3*time.Second)
 		r.eventually("the client", r.serving("blk0", 1))
 		r.killDaemon()
 		r.eventually("adopted", r.serving("blk0", 1))
