@@ -10,9 +10,11 @@ const (
 	StubOffset  = 0x0000 // trap stub: user-executable, since software KVM enters it at CPL 3
 	VDSOOffset  = 0x1000 // vDSO code, user-executable
 	ClockOffset = 0x2000 // clock parameters, user-readable; see Clock
-	GDTOffset   = 0x3000 // supervisor only, from here on
-	IDTOffset   = 0x4000
-	TaskOffset  = 0x5000 // one page a vCPU: TSS at its start, exception stack at its end
+	// ActionsOffset is a page that the user may read and write: the signal actions, see ActionSize.
+	ActionsOffset = 0x3000
+	GDTOffset     = 0x4000 // supervisor only, from here on
+	IDTOffset     = 0x5000
+	TaskOffset    = 0x6000 // one page a vCPU: TSS at its start, exception stack at its end
 
 	PageSize  = 4096
 	LargePage = 2 << 20
@@ -34,6 +36,22 @@ const StubSyscall = SystemBase + StubOffset
 // StubSysret is the address of the stub's SYSRETQ, by which kernel mode returns to user mode.
 const StubSysret = StubSyscall + 2
 
+// ActionSize is the size of one signal action, Linux's struct kernel_sigaction on amd64. That of signal n lies
+// n × ActionSize into the actions page. The guest may write what it likes there: it is its own signals.
+const ActionSize = 32
+
+// StubFast is the address that SYSCALL enters instead of StubSyscall where the stub runs in user mode.
+const StubFast = SystemBase + StubOffset + fastOffset
+
+const fastOffset = 512
+
+// InFastPath reports whether rip is in the code behind StubFast. All of a system call's registers but RAX (which
+// was 13) and R10 (which was 8) are intact there.
+func InFastPath(rip uint64) bool {
+	off := rip - StubFast
+	return off < uint64(len(fastAction))
+}
+
 // FillSystem writes stub, GDT, IDT and nothing else into system, the system area's memory.
 func FillSystem(system []byte) {
 	stub := system[StubOffset : StubOffset+PageSize]
@@ -42,6 +60,7 @@ func FillSystem(system []byte) {
 	}
 	// out %al, $PortSyscall; sysretq
 	copy(stub, []byte{0xe6, PortSyscall, 0x48, 0x0f, 0x07})
+	copy(stub[fastOffset:], fastAction)
 	for v := range Vectors {
 		// out %al, $(PortException+v); hlt
 		copy(stub[handlerOffset(v):], []byte{0xe6, PortException + byte(v), 0xf4})

@@ -24,7 +24,7 @@ var (
 )
 
 // around is how many pages a fault maps at most, the one that was touched included.
-const around = 16
+const around = 32
 
 // Fault makes addr accessible, if the guest may access it so. Errors: ErrUnmapped, ErrDenied, ErrNoMemory.
 func (s *Space) Fault(addr uint64, access Access) error {
@@ -59,6 +59,17 @@ func (s *Space) fault(addr uint64, access Access) error {
 		}
 	}
 	return s.faultSmall(a, addr&^(page-1))
+}
+
+// Populate maps the pages of [start, end) that can be written and are not mapped yet, as far as memory goes.
+func (s *Space) Populate(start, end uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for va := start; va < end; va += page {
+		if _, _, size := s.tables.Lookup(va); size == 0 && s.fault(va, Write) != nil {
+			return
+		}
+	}
 }
 
 // faultSmall maps the page at addr, and those around it in the same area that are not mapped yet.

@@ -86,6 +86,8 @@ func (s *Space) mapSystem() error {
 			perm = amd64.PermUser | amd64.PermExec
 		case amd64.ClockOffset:
 			perm = amd64.PermUser
+		case amd64.ActionsOffset:
+			perm = amd64.PermUser | amd64.PermWrite
 		}
 		if err := s.tables.Map(amd64.SystemBase+off, uint64(s.machine.SystemPage(off)), perm); err != nil {
 			return err

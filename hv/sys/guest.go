@@ -58,6 +58,8 @@ type Guest struct {
 	byNumber             [512]atomic.Uint64 // calls with a number below its length
 }
 
+const startVCPUs = 4
+
 // New makes the virtual machine and its empty address space. What needs /dev/kvm or new descriptors is done here,
 // before the caller jails itself; the hostile program is first looked at in Run.
 func New(cfg Config) (*Guest, error) {
@@ -70,12 +72,14 @@ func New(cfg Config) (*Guest, error) {
 		return nil, err
 	}
 	g := &Guest{cfg: cfg, machine: m, threads: make(map[int]*thread), denied: make(map[uint64]int)}
-	g.signals.guest = g
+	g.signals.guest, g.signals.actions = g, m.Actions()
 	g.timers.guest = g
 	if g.space, err = mm.New(m, cfg.MemoryBytes); err != nil {
 		m.Close()
 		return nil, err
 	}
+	// A Go program starts with this many threads; made here, they are not waited for later.
+	go m.Prepare(min(startVCPUs, cfg.MaxThreads))
 	g.clock = newClock(m.Clock())
 	return g, nil
 }

@@ -24,7 +24,9 @@ var ErrProgram = errors.New("not a static x86-64 ELF program")
 const (
 	pieBase  = 0x5555_5555_4000 // where Linux puts position-independent programs without randomisation
 	maxImage = 4 << 30
-	phdrSize = 56
+	// maxPopulate bounds the segments whose pages are mapped at the start.
+	maxPopulate = 1 << 20
+	phdrSize    = 56
 )
 
 // load maps the program and builds its first stack. The file is hostile.
@@ -118,6 +120,10 @@ func (g *Guest) loadSegment(p *elf.Prog) error {
 			return loadError(err, p)
 		}
 		at += uint64(n)
+	}
+	// The data of a small program will all be touched; now it takes no exits.
+	if prot&mm.ProtWrite != 0 && end-first <= maxPopulate {
+		g.space.Populate(first, end)
 	}
 	if prot == mm.ProtRead|mm.ProtWrite {
 		return nil

@@ -27,7 +27,7 @@ const (
 
 const (
 	numSignals   = 64
-	sigactionLen = 32
+	sigactionLen = amd64.ActionSize
 	unblockable  = 1<<(uint(unix.SIGKILL)-1) | 1<<(uint(unix.SIGSTOP)-1)
 )
 
@@ -54,9 +54,22 @@ type signals struct {
 	guest *Guest
 
 	mu      sync.Mutex
-	actions [numSignals + 1]sigaction
+	actions []byte // page that the guest writes too, see amd64.ActionSize
 	pending uint64 // for whichever thread takes it
 	infos   [numSignals + 1]siginfo
+}
+
+// action returns what is to be done with sig. The guest may be writing it at the same time.
+func (s *signals) action(sig int) sigaction {
+	b, le := s.actions[sig*sigactionLen:], binary.LittleEndian
+	return sigaction{le.Uint64(b[0:]), le.Uint64(b[8:]), le.Uint64(b[16:]), le.Uint64(b[24:]) &^ unblockable}
+}
+
+func (s *signals) setAction(sig int, a sigaction) {
+	b := s.actions[sig*sigactionLen:]
+	for i, v := range []uint64{a.handler, a.flags, a.restorer, a.mask} {
+		binary.LittleEndian.PutUint64(b[8*i:], v)
+	}
 }
 
 func bit(sig int) uint64 { return 1 << (sig - 1) }
@@ -69,7 +82,7 @@ const ignoredByDefault = 1<<(uint(unix.SIGCHLD)-1) | 1<<(uint(unix.SIGURG)-1) | 
 
 // ignored reports whether sig has no effect now. The caller holds s.mu.
 func (s *signals) ignored(sig int) bool {
-	h := s.actions[sig].handler
+	h := s.action(sig).handler
 	return h == sigIgnore || h == sigDefault && ignoredByDefault&bit(sig) != 0
 }
 
@@ -162,7 +175,7 @@ func (t *thread) deliver() bool {
 			s.mu.Unlock()
 			continue
 		}
-		act := s.actions[info.signo]
+		act := s.action(info.signo)
 		if act.handler == sigDefault {
 			s.mu.Unlock()
 			t.recordIfNone(info)
@@ -170,7 +183,7 @@ func (t *thread) deliver() bool {
 			return false
 		}
 		if act.flags&saResetHand != 0 {
-			s.actions[info.signo].handler = sigDefault
+			s.setAction(info.signo, sigaction{handler: sigDefault})
 		}
 		old := t.mask
 		if t.restoreMask != nil {
@@ -212,8 +225,8 @@ const (
 func (t *thread) force(info siginfo) {
 	s := &t.g.signals
 	s.mu.Lock()
-	if s.actions[info.signo].handler <= sigIgnore || t.mask&bit(info.signo) != 0 {
-		s.actions[info.signo].handler = sigDefault
+	if s.action(info.signo).handler <= sigIgnore || t.mask&bit(info.signo) != 0 {
+		s.setAction(info.signo, sigaction{handler: sigDefault})
 		t.mask &^= bit(info.signo)
 	}
 	t.pending |= bit(info.signo)
@@ -256,9 +269,9 @@ func (t *thread) rtSigaction(a [6]uint64) (uint64, error) {
 		act = sigaction{le.Uint64(b[0:]), le.Uint64(b[8:]), le.Uint64(b[16:]), le.Uint64(b[24:]) &^ unblockable}
 	}
 	s.mu.Lock()
-	old := s.actions[sig]
+	old := s.action(sig)
 	if a[1] != 0 {
-		s.actions[sig] = act
+		s.setAction(sig, act)
 		if s.ignored(sig) {
 			s.pending &^= bit(sig)
 		}

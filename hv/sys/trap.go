@@ -42,6 +42,16 @@ func (t *thread) trap(e kvm.Exit, cause error) {
 			info.code = 1 // SEGV_MAPERR
 		}
 	}
+	if r := t.cpu.Regs(); amd64.InFastPath(rip) {
+		// A bad pointer to rt_sigaction: an error of the call, not a fault of the program.
+		r.RAX, r.R10, r.RIP = unix.SYS_RT_SIGACTION, 8, r.RCX
+		if !amd64.Canonical(r.RIP) { // a jump into the stub
+			r.RIP = 0
+		}
+		t.cpu.Restore()
+		t.syscall()
+		return
+	}
 	t.record(&hv.Fault{Vector: e.Vector, Error: e.Error, Address: e.Addr, Signal: info.signo})
 	t.force(info)
 }

@@ -39,6 +39,7 @@ type Machine struct {
 	system   []byte // the system area
 	flushMem []byte
 	maxVCPUs int
+	entry    uint64 // where SYSCALL leads
 	root     uint64 // guest-physical address of the top page table
 
 	mu    sync.Mutex
@@ -91,6 +92,10 @@ func (m *Machine) setUp() error {
 	}
 	amd64.FillSystem(m.system)
 	copy(m.system[amd64.VDSOOffset:], amd64.VDSO())
+	m.entry = amd64.StubSyscall
+	if !amd64.HasVirtualization() {
+		m.entry = amd64.StubFast
+	}
 	if m.flushMem, err = anonymous(amd64.PageSize); err != nil {
 		return err
 	}
@@ -213,6 +218,30 @@ func (m *Machine) Release(v *VCPU) {
 
 // SetRoot sets the page-table root of all vCPUs. It is called once, before the first Acquire.
 func (m *Machine) SetRoot(root uint64) { m.root = root }
+
+// Prepare makes n vCPUs ahead of their use. It is called after SetRoot, from any goroutine.
+func (m *Machine) Prepare(n int) {
+	for range n {
+		m.mu.Lock()
+		id := m.made
+		if id == m.maxVCPUs {
+			m.mu.Unlock()
+			return
+		}
+		m.made++
+		m.mu.Unlock()
+		v, err := newVCPU(m, id)
+		if err != nil {
+			return // whoever needs it meets the same error
+		}
+		m.mu.Lock()
+		m.idle = append(m.idle, v)
+		m.mu.Unlock()
+	}
+}
+
+// Actions returns the page of signal actions, which the guest writes as it likes.
+func (m *Machine) Actions() []byte { return m.system[amd64.ActionsOffset:][:amd64.PageSize] }
 
 // Clock returns the page that guests read at amd64.SystemBase + amd64.ClockOffset.
 func (m *Machine) Clock() []byte { return m.system[amd64.ClockOffset:][:amd64.PageSize] }

@@ -125,7 +125,7 @@ func (v *VCPU) setUp() error {
 	msrs := binary.LittleEndian.AppendUint64(nil, 4)
 	for _, e := range [][2]uint64{
 		{msrSTAR, amd64.KernelCode<<32 | (amd64.UserData&^3-8|3)<<48},
-		{msrLSTAR, amd64.StubSyscall}, {msrCSTAR, amd64.StubSyscall}, {msrFMASK, syscallMask},
+		{msrLSTAR, v.m.entry}, {msrCSTAR, amd64.StubSyscall}, {msrFMASK, syscallMask},
 	} {
 		msrs = binary.LittleEndian.AppendUint64(msrs, e[0])
 		msrs = binary.LittleEndian.AppendUint64(msrs, e[1])
@@ -226,7 +226,7 @@ func (v *VCPU) interrupted() (Exit, error) {
 	r := v.run
 	r.dirtyRegs = 0
 	v.inKernel = r.sregs.SS.DPL == 0
-	if r.regs.RIP == amd64.StubSyscall {
+	if r.regs.RIP == v.m.entry || r.regs.RIP == amd64.StubSyscall {
 		return v.syscall(), nil
 	}
 	if !v.inKernel {
