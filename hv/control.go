@@ -67,6 +67,8 @@ type Status struct {
 	Console  []string `json:"console,omitempty"`
 	Attached []uint64 `json:"attached,omitempty"` // IDs of the attachments that the driver serves, without those that it reported dead
 	Dead     []string `json:"dead,omitempty"`     // MsgDead texts received
+	// Fault is the last fault that became a signal, if there was one: a driver that took one is dying.
+	Fault *Fault `json:"fault,omitempty"`
 	// JailMissing says what of the jail the host did not allow, in words.
 	JailMissing []string `json:"jailMissing,omitempty"`
 }

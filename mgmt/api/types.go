@@ -116,6 +116,7 @@ type DriverConfig struct {
 	HeartbeatMs int       `json:"heartbeatMs"` // 0: 50
 	Disks       []Disk    `json:"disks"`
 	Socket      bool      `json:"socket,omitempty"`
+	NoSpare     bool      `json:"noSpare,omitempty"` // keep no booted instance in reserve
 }
 
 // Driver is a driver VM as graild sees it.
@@ -123,7 +124,8 @@ type Driver struct {
 	DriverConfig
 	State      State      `json:"state"`
 	Message    string     `json:"message,omitempty"` // why it is not ready
-	Generation int        `json:"generation"`        // counts instances
+	Generation int        `json:"generation"`        // counts instances that were to serve
+	Spare      bool       `json:"spare"`             // the next instance is there already
 	EngineUsed hv.Engine  `json:"engineUsed,omitempty"`
 	PID        int        `json:"pid,omitempty"`
 	Created    time.Time  `json:"created"`
@@ -161,6 +163,8 @@ type Crash struct {
 	ID         uint64   `json:"id"`
 	Driver     string   `json:"driver"`
 	Generation int      `json:"generation"` // the instance that died
+	Launch     int      `json:"launch"`     // number of its process; spares count as well
+	Spare      bool     `json:"spare"`      // a spare took its place
 	Cause      hv.Cause `json:"cause"`
 	Message    string   `json:"message,omitempty"`
 	Injected   string   `json:"injected,omitempty"` // how, when it was crashed on request

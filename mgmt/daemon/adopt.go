@@ -38,15 +38,16 @@ func (d *Daemon) adopt() error {
 		return err
 	}
 	procs := d.scan()
-	// take returns the newest process of a VM and ends older ones, which a predecessor was about to end.
-	take := func(r role, name string) *running {
+	// take returns the process of a VM and ends others: spares, and what the predecessor was about to end. recorded is
+	// the process that the record names. Without it, it is the oldest, since spares are younger.
+	take := func(r role, name string, recorded store.Process) *running {
 		var best *running
 		for i := range procs {
 			p := &procs[i]
 			if p.role != r || p.name != name {
 				continue
 			}
-			if best == nil || p.generation > best.generation {
+			if best == nil || p.pid == recorded.PID || best.pid != recorded.PID && p.generation < best.generation {
 				best, p = p, best
 			}
 			if p != nil {
@@ -62,7 +63,7 @@ func (d *Daemon) adopt() error {
 		known[string(roleVM)+rec.Config.Name] = true
 		v := d.newVM(rec)
 		d.vms[rec.Config.Name] = v
-		run := v.adopt(take(roleVM, rec.Config.Name))
+		run := v.adopt(take(roleVM, rec.Config.Name, rec.Process))
 		if run != nil {
 			begin = append(begin, func() { d.background.Go(func() { v.reap(run, v.clients) }) })
 		}
@@ -77,10 +78,16 @@ func (d *Daemon) adopt() error {
 			dr.clients[c.att.ID] = c
 		}
 		d.drivers[rec.Config.Name] = dr
-		inst, lost := dr.adopt(take(roleDriver, rec.Config.Name))
+		newest := 0
+		for _, p := range procs {
+			if p.role == roleDriver && p.name == rec.Config.Name {
+				newest = max(newest, p.generation)
+			}
+		}
+		inst, lost := dr.adopt(take(roleDriver, rec.Config.Name, rec.Process), newest)
 		if rec.Config.Socket {
 			known[string(rolePortal)+rec.Config.Name] = true
-			dr.adopted = take(rolePortal, rec.Config.Name)
+			dr.adopted = take(rolePortal, rec.Config.Name, store.Process{})
 		}
 		begin = append(begin, func() {
 			d.unfinishedReports(dr, inst)
@@ -158,7 +165,7 @@ func parent(pid int) int {
 
 // endStray ends a process that no record knows of.
 func (d *Daemon) endStray(p running) {
-	d.log.Warn("ending a lost process", "role", p.role, "name", p.name, "generation", p.generation, "pid", p.pid)
+	d.log.Info("ending a process that is not needed", "role", p.role, "name", p.name, "generation", p.generation, "pid", p.pid)
 	if proc, err := d.open(p); err == nil {
 		_ = proc.Kill()
 		_ = proc.Wait(callTimeout)
@@ -166,6 +173,9 @@ func (d *Daemon) endStray(p running) {
 	}
 	_ = os.Remove(d.socketPath(p.name, p.generation))
 	_ = os.Remove(d.portalControl(p.name, p.generation))
+	if p.role == roleDriver {
+		_ = os.Remove(d.reportPath(p.name, p.generation)) // a spare's; others leave none when they are killed
+	}
 }
 
 // open returns a handle on a process that scan found.
@@ -287,12 +297,17 @@ func (v *vm) adopt(p *running) *instance {
 }
 
 // adopt goes on with the instance that process p is. Without one, it returns the record of how the last one ended, if
-// that was a crash.
-func (dr *driver) adopt(p *running) (*driverInstance, *recovery) {
+// that was a crash. newest is the highest number of a process that was found.
+func (dr *driver) adopt(p *running, newest int) (*driverInstance, *recovery) {
 	d := dr.d
-	if p != nil {
-		dr.rec.Generation = max(dr.rec.Generation, p.generation)
+	var lost *recovery
+	if p != nil && p.pid != dr.rec.Process.PID {
+		// A successor, of which the predecessor had not taken note yet, or the spare of one that has died since.
+		lost = dr.lost()
+		dr.rec.Generation++
+		dr.rec.Process = store.Process{PID: p.pid, BootID: d.bootID, Launch: p.generation}
 	}
+	dr.rec.Launch = max(dr.rec.Launch, newest)
 	if i := d.instanceOf(p, dr.rec.Engine, dr.rec.Started); i != nil {
 		inst := &driverInstance{instance: i, hung: make(chan struct{})}
 		kept, err := i.kept()
@@ -304,7 +319,8 @@ func (dr *driver) adopt(p *running) (*driverInstance, *recovery) {
 		}
 		if inst.status != nil && len(dr.backings) == len(dr.rec.Config.Disks) {
 			dr.inst = inst
-			return inst, nil
+			d.store.PutDriverLater(&dr.rec)
+			return inst, lost
 		}
 		// Without its status page a hang would go unnoticed; a new instance is better.
 		d.log.Error("adopt: the driver's process did not give everything back; replacing it", "driver", dr.name())
@@ -319,22 +335,40 @@ func (dr *driver) adopt(p *running) (*driverInstance, *recovery) {
 	if err := dr.reopen(); err != nil {
 		d.log.Error("adopt: backing files", "driver", dr.name(), "error", err)
 	}
-	if dr.rec.Process.PID == 0 || dr.rec.Process.BootID != d.bootID {
-		return nil, nil
+	if lost == nil {
+		lost = dr.lost()
 	}
-	path := d.reportPath(dr.name(), dr.rec.Generation)
-	r := readReport(path, dr.name())
-	now := time.Now()
-	dr.rec.Crashes++
 	dr.rec.Process = store.Process{}
 	d.store.PutDriverLater(&dr.rec)
-	c := api.Crash{Driver: dr.name(), Generation: dr.rec.Generation, Cause: r.Cause, Message: describe(r),
+	return nil, lost
+}
+
+// lost returns the record of the end of the process that the driver's record names, which nobody saw, or which the
+// predecessor saw and had not dealt with; nil when there was none, or when it ended with the host.
+func (dr *driver) lost() *recovery {
+	d, was := dr.d, dr.rec.Process
+	if was.PID == 0 || was.BootID != d.bootID {
+		return nil
+	}
+	path := d.reportPath(dr.name(), was.Launch)
+	crashes, err := d.store.Crashes(dr.name())
+	if err != nil {
+		d.log.Error("crash records", "driver", dr.name(), "error", err)
+	}
+	if i := slices.IndexFunc(crashes, func(c api.Crash) bool { return c.Launch == was.Launch }); i >= 0 {
+		dr.rec.Crashes = max(dr.rec.Crashes, len(crashes))
+		return d.newRecovery(crashes[i], path)
+	}
+	dr.rec.Crashes++
+	r := readReport(path, dr.name())
+	now := time.Now()
+	c := api.Crash{Driver: dr.name(), Generation: dr.rec.Generation, Launch: was.Launch, Cause: r.Cause, Message: describe(r),
 		Clients: len(dr.clients), Crashed: r.Ended, Detected: now, Stopped: now, Report: r}
 	if r.Cause == hv.CauseKilled {
 		c.Crashed = now // nobody saw it
 	}
 	c.ID, _ = d.store.NextID()
-	return nil, d.newRecovery(c, path)
+	return d.newRecovery(c, path)
 }
 
 // keep sorts one descriptor that a driver's process kept into its place.
@@ -410,9 +444,13 @@ func (d *Daemon) unfinishedReports(dr *driver, inst *driverInstance) {
 			continue
 		}
 		r := readReport(path, dr.name())
-		c := api.Crash{Driver: dr.name(), Generation: n, Cause: r.Cause, Message: describe(r), Crashed: r.Ended, Report: r}
-		if i := slices.IndexFunc(crashes, func(c api.Crash) bool { return c.Generation == n }); i >= 0 {
+		c := api.Crash{Driver: dr.name(), Generation: dr.rec.Generation - 1, Launch: n, Cause: r.Cause, Message: describe(r),
+			Crashed: r.Ended, Report: r}
+		if i := slices.IndexFunc(crashes, func(c api.Crash) bool { return c.Launch == n }); i >= 0 {
 			c = crashes[i]
+		} else if r.Cause == hv.CauseKilled {
+			_ = os.Remove(path) // a spare's
+			continue
 		} else {
 			dr.rec.Crashes++
 			c.ID, _ = d.store.NextID()

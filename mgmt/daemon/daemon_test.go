@@ -20,6 +20,7 @@ import (
 	"github.com/grailos/grail/mgmt/api"
 	"github.com/grailos/grail/mgmt/fakevm"
 	"github.com/grailos/grail/mgmt/place"
+	"github.com/grailos/grail/mgmt/store"
 )
 
 // TestMain makes the test binary stand in for grailvm.
@@ -587,7 +588,7 @@ func TestAdoptUnrecorded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	drivers[0].Generation = 0
+	drivers[0].Generation, drivers[0].Launch, drivers[0].Process = 0, 0, store.Process{}
 	if err := s.PutDriver(drivers[0]); err != nil {
 		t.Fatal(err)
 	}
@@ -600,4 +601,72 @@ func TestAdoptUnrecorded(t *testing.T) {
 		t.Errorf("%+v, %v", got, err)
 	}
 	eventually(t, "the lost one ends", func() bool { return unix.Kill(lost.PID, 0) != nil })
+}
+
+func TestSpare(t *testing.T) {
+	r := newRig(t)
+	r.mustDriver("blk0")
+	r.mustStart("c", "io 1000000", api.DiskRef{Driver: "blk0", Disk: "d"})
+	spare := func(generation int) func() bool {
+		return func() bool {
+			d, _ := r.client.Driver(ctx(t), "blk0")
+			return d.Spare && d.State == api.Ready && d.Generation == generation
+		}
+	}
+	eventually(t, "a spare", spare(1))
+	if _, err := r.client.CrashDriver(ctx(t), "blk0", "kill"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the spare took over, and there is another", spare(2))
+	list, _ := r.client.Crashes(ctx(t), "blk0")
+	if len(list) != 1 || !list[0].Spare || list[0].First.IsZero() {
+		t.Errorf("%+v", list)
+	}
+	// The next graild ends the spare, goes on with the one that serves, and makes a new spare.
+	d, _ := r.client.Driver(ctx(t), "blk0")
+	r.close()
+	r.open()
+	eventually(t, "a spare after adoption", spare(2))
+	if now, _ := r.client.Driver(ctx(t), "blk0"); now.PID != d.PID || now.Crashes != 1 || len(now.Clients) != 1 {
+		t.Errorf("%+v", now)
+	}
+	// With only the spare left, that is the driver.
+	r.close()
+	if err := unix.Kill(d.PID, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	r.open()
+	eventually(t, "the spare alone took over", func() bool {
+		d, _ = r.client.Driver(ctx(t), "blk0")
+		return d.State == api.Ready && d.Generation == 3 && len(d.Clients) == 1 && d.Clients[0].Attached
+	})
+	eventually(t, "and another", spare(3))
+	if list, _ = r.client.Crashes(ctx(t), "blk0"); len(list) != 2 || list[1].Cause != hv.CauseKilled || list[1].Generation != 2 || d.Crashes != 2 {
+		t.Errorf("%+v", list)
+	}
+	// A spare that dies is replaced when it is missed.
+	killSpare(t, r)
+	if _, err := r.client.CrashDriver(ctx(t), "blk0", "fault"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "without a spare", spare(4))
+	// A restart uses no spare: it may come from an older program.
+	if d, err := r.client.RestartDriver(ctx(t), "blk0"); err != nil || d.Generation != 5 {
+		t.Errorf("%+v, %v", d, err)
+	}
+}
+
+func killSpare(t *testing.T, r *rig) {
+	t.Helper()
+	dr, err := r.d.driver("blk0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dr.mu.Lock()
+	s := dr.spare
+	dr.mu.Unlock()
+	if err := s.proc.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	<-s.ended
 }

@@ -29,6 +29,8 @@ type driver struct {
 	message   string
 	lastEnd   string          // why the last instance ended
 	inst      *driverInstance // the present one, also while it starts and ends
+	spare     *driverInstance // booted, or booting, to be the next one; or nil
+	ending    bool            // the loop has ended
 	clients   map[uint64]*client
 	changed   chan struct{} // closed and replaced whenever state or inst changes
 	injected  injection
@@ -226,10 +228,13 @@ func (dr *driver) restart(ctx context.Context) error {
 		return dr.waitFor(ctx, func() bool { return dr.state == api.Ready })
 	}
 	inst := dr.inst
+	spare := dr.spare
+	dr.spare = nil // it may run from an older program
 	clients := dr.clientList()
 	dr.planned = true
 	dr.set(api.Recovering, "restart on request")
 	dr.mu.Unlock()
+	dr.discard(spare)
 	for _, c := range clients {
 		c.mu.Lock()
 		served := c.on == inst
@@ -254,7 +259,7 @@ func (dr *driver) view() api.Driver {
 	dr.mu.Lock()
 	v := api.Driver{DriverConfig: dr.rec.Config, State: dr.state, Message: dr.message, Generation: dr.rec.Generation,
 		EngineUsed: dr.rec.Engine, Created: dr.rec.Created, Started: dr.rec.Started, Crashes: dr.rec.Crashes,
-		Notes: slices.Clone(dr.rec.Notes), Clients: []api.Binding{}, Logs: dr.d.logsOf(dr.name())}
+		Spare: dr.spare != nil && !dr.spare.gone(), Notes: slices.Clone(dr.rec.Notes), Clients: []api.Binding{}, Logs: dr.d.logsOf(dr.name())}
 	inst := dr.inst
 	if inst != nil && !inst.gone() {
 		v.PID = inst.proc.PID
@@ -285,9 +290,11 @@ func (d *Daemon) logsOf(name string) []string {
 		at   time.Time
 	}
 	var logs []log
-	for _, p := range d.logPaths(name) {
-		if st, err := os.Stat(p); err == nil && st.Size() > 0 {
-			logs = append(logs, log{p, st.ModTime()})
+	for slot := range slots {
+		for _, p := range d.logPaths(name, slot) {
+			if st, err := os.Stat(p); err == nil && st.Size() > 0 {
+				logs = append(logs, log{p, st.ModTime()})
+			}
 		}
 	}
 	slices.SortStableFunc(logs, func(a, b log) int { return a.at.Compare(b.at) })

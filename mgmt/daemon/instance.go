@@ -26,7 +26,7 @@ const (
 // instance is one run of a VM: a grailvm process and what graild holds of it.
 type instance struct {
 	name       string
-	generation int
+	generation int // of a VM's run, or the number of a driver's process
 	engine     hv.Engine
 	proc       *hv.Process
 	socket     string
@@ -56,10 +56,26 @@ func (d *Daemon) reportPath(name string, generation int) string {
 	return filepath.Join(d.dirs.VM(name), "report."+strconv.Itoa(generation)+".json")
 }
 
-// logPaths returns the VM's two console logs.
-func (d *Daemon) logPaths(name string) [2]string {
+// slots are the sets of logs of one VM: a driver and its spare write at the same time.
+const slots = 2
+
+// logPaths returns the two console logs of a slot.
+func (d *Daemon) logPaths(name string, slot int) [2]string {
 	dir := d.dirs.VM(name)
-	return [2]string{filepath.Join(dir, "console.0"), filepath.Join(dir, "console.1")}
+	return [2]string{filepath.Join(dir, fmt.Sprintf("console.%d.0", slot)), filepath.Join(dir, fmt.Sprintf("console.%d.1", slot))}
+}
+
+// vmmLog returns the path of what the VM's process itself says.
+func (d *Daemon) vmmLog(name string, slot int) string {
+	return filepath.Join(d.dirs.VM(name), fmt.Sprintf("vmm.%d.log", slot))
+}
+
+// slotOf returns the slot of a run: a VM has one, a driver's processes take turns.
+func slotOf(r role, generation int) int {
+	if r == roleDriver {
+		return generation % slots
+	}
+	return 0
 }
 
 // launch completes l with what every VM has and starts it. fresh empties the console logs first. Files that l was given
@@ -93,7 +109,8 @@ func (d *Daemon) launch(l *hv.Launch, r role, generation int, fresh bool) (*inst
 	if fresh {
 		logFlags = os.O_TRUNC
 	}
-	for i, p := range d.logPaths(name) {
+	slot := slotOf(r, generation)
+	for i, p := range d.logPaths(name, slot) {
 		var err error
 		if l.Spec.Log[i], err = open(p, logFlags); err != nil {
 			return nil, err
@@ -103,7 +120,7 @@ func (d *Daemon) launch(l *hv.Launch, r role, generation int, fresh bool) (*inst
 	if l.Spec.Report, err = open(inst.report, os.O_TRUNC); err != nil {
 		return nil, err
 	}
-	stderr, err := os.OpenFile(filepath.Join(dir, "vmm.log"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
+	stderr, err := os.OpenFile(d.vmmLog(name, slot), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -245,8 +262,8 @@ func closeFDs(fds []int) {
 }
 
 // vmmError returns the last line that the VM's process itself said, to explain an end without a report.
-func (d *Daemon) vmmError(name string) string {
-	b, err := os.ReadFile(filepath.Join(d.dirs.VM(name), "vmm.log"))
+func (d *Daemon) vmmError(r role, name string, generation int) string {
+	b, err := os.ReadFile(d.vmmLog(name, slotOf(r, generation)))
 	if err != nil || len(b) == 0 {
 		return ""
 	}

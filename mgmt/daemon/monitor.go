@@ -89,6 +89,11 @@ func (dr *driver) watchBeat(inst *driverInstance, quit <-chan struct{}) {
 			for _, c := range pending {
 				c.kick()
 			}
+			// A driver that took a fault is lost, even if it is still busy saying so.
+			if st, err := inst.instance.status(h.Period); err == nil && st.Fault != nil && st.Fault.Signal != 0 {
+				inst.declareHung(h.Since())
+				return
+			}
 		case reincarnation.Hung:
 			if dr.confirm(inst, pending) && inst.beat() == sample.Beat {
 				inst.declareHung(h.Since())

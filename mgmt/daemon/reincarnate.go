@@ -37,6 +37,7 @@ func (dr *driver) run(inst *driverInstance, rec *recovery) {
 	}
 	defer close(dr.stopped)
 	defer portal.Wait()
+	defer dr.endSpare()
 	defer func() { rec.complete() }()
 	for {
 		var err error
@@ -110,22 +111,28 @@ func (dr *driver) next(rec *recovery) (*driverInstance, error) {
 	if dr.rec.Generation > 0 {
 		state = api.Recovering
 	}
-	generation := dr.rec.Generation + 1
 	dr.mu.Unlock()
-	if err := dr.reopen(); err != nil {
-		return nil, err
-	}
-	inst, err := dr.d.launchDriver(dr, generation)
-	if err != nil {
-		return nil, err
+	inst := dr.takeSpare()
+	spare := inst != nil
+	if spare {
+		inst.launched = time.Now()
+	} else {
+		if err := dr.reopen(); err != nil {
+			return nil, err
+		}
+		var err error
+		if inst, err = dr.d.launchDriver(dr, dr.nextLaunch()); err != nil {
+			return nil, err
+		}
 	}
 	if rec != nil {
-		rec.crash.Launched = inst.launched
+		rec.crash.Launched, rec.crash.Spare = inst.launched, spare
 	}
 	dr.mu.Lock()
 	dr.inst = inst
-	dr.rec.Generation, dr.rec.Engine, dr.rec.Started = generation, inst.engine, inst.launched
-	dr.rec.Process = store.Process{PID: inst.proc.PID, Start: inst.proc.StartTime(), BootID: dr.d.bootID}
+	dr.rec.Generation++
+	dr.rec.Engine, dr.rec.Started = inst.engine, inst.launched
+	dr.rec.Process = store.Process{PID: inst.proc.PID, Start: inst.proc.StartTime(), BootID: dr.d.bootID, Launch: inst.generation}
 	dr.d.store.PutDriverLater(&dr.rec)
 	dr.set(state, "")
 	dr.mu.Unlock()
@@ -162,6 +169,7 @@ func (dr *driver) serve(inst *driverInstance, rec *recovery) (*ending, error) {
 	unwatch := func() {}
 	if err == nil {
 		unwatch = dr.monitor(inst, rec)
+		dr.prepareSpare(inst)
 	}
 	select {
 	case <-inst.ended:
@@ -181,7 +189,7 @@ func (dr *driver) serve(inst *driverInstance, rec *recovery) (*ending, error) {
 	unwatch()
 
 	r := readReport(inst.report, dr.name())
-	if m := dr.d.vmmError(dr.name()); r.Cause == hv.CauseKilled && m != "" {
+	if m := dr.d.vmmError(roleDriver, dr.name(), inst.generation); r.Cause == hv.CauseKilled && m != "" {
 		r.Message = m
 	}
 	if err != nil && (r.Cause == hv.CauseSetup || r.Cause == hv.CauseEngine) {
@@ -302,7 +310,7 @@ func (dr *driver) died(inst *driverInstance, e *ending) (*recovery, time.Duratio
 	wait := dr.backoff.Died(e.crashed.Sub(inst.launched), inj.how != "")
 	dr.lastEnd = describe(e.report)
 	dr.set(api.Recovering, dr.lastEnd)
-	c := api.Crash{Driver: dr.name(), Generation: inst.generation, Cause: e.report.Cause, Message: describe(e.report),
+	c := api.Crash{Driver: dr.name(), Generation: dr.rec.Generation, Launch: inst.generation, Cause: e.report.Cause, Message: describe(e.report),
 		Injected: inj.how, Clients: len(dr.clients), Crashed: e.crashed, Detected: e.detected, Stopped: e.stopped, Report: e.report}
 	dr.mu.Unlock()
 	c.ID, _ = dr.d.store.NextID()

@@ -215,7 +215,7 @@ func (v *vm) reap(inst *instance, clients []*client) {
 		c.close()
 	}
 	r := readReport(inst.report, v.name())
-	if m := v.d.vmmError(v.name()); r.Cause == hv.CauseKilled && m != "" {
+	if m := v.d.vmmError(roleVM, v.name(), inst.generation); r.Cause == hv.CauseKilled && m != "" {
 		r.Message = m
 	}
 	inst.close()

@@ -28,7 +28,7 @@ or hangs, graild replaces it; its clients notice a short stall.`,
 
 func (c *cli) driverCreateCommand() *cobra.Command {
 	var disks []string
-	var socket bool
+	var socket, spare bool
 	var engine, memory string
 	var heartbeat time.Duration
 	cmd := &cobra.Command{
@@ -38,7 +38,7 @@ func (c *cli) driverCreateCommand() *cobra.Command {
   grailctl driver create blk blk1 --disk root=/dev/sdb --disk iso=cd.iso:ro --socket`,
 		Args: exactly("a TYPE", "a NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cfg := api.DriverConfig{Type: args[0], Name: args[1], Engine: hv.Engine(engine), Socket: socket, HeartbeatMs: int(heartbeat.Milliseconds())}
+			cfg := api.DriverConfig{Type: args[0], Name: args[1], Engine: hv.Engine(engine), Socket: socket, NoSpare: !spare, HeartbeatMs: int(heartbeat.Milliseconds())}
 			if cfg.Type != "blk" {
 				return fmt.Errorf("there is no driver of type %q; use blk", cfg.Type)
 			}
@@ -84,6 +84,7 @@ func (c *cli) driverCreateCommand() *cobra.Command {
 	fl.BoolVar(&socket, "socket", false, "also offer each disk to other VMMs on a vhost-user socket, and print its path")
 	fl.StringVar(&engine, "engine", "", "what executes the driver: kvm or process (default: kvm where it works)")
 	fl.StringVar(&memory, "memory", "64M", "the driver VM's own memory")
+	fl.BoolVar(&spare, "spare", true, "keep the next instance booted, so that a recovery takes less time and the driver twice the memory")
 	fl.DurationVar(&heartbeat, "heartbeat", 0, "how long the driver may be silent with work pending (default 50ms)")
 	return cmd
 }

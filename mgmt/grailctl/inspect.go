@@ -183,6 +183,9 @@ func (c *cli) showDriver(d api.Driver) {
 	field(w, "memory", size.Format(d.MemoryBytes))
 	field(w, "heartbeat", fmt.Sprintf("%d ms", d.HeartbeatMs))
 	field(w, "instance", fmt.Sprint(d.Generation))
+	if d.Spare {
+		field(w, "spare", "ready to take over")
+	}
 	if d.PID > 0 {
 		field(w, "pid", fmt.Sprint(d.PID))
 	}

@@ -19,6 +19,7 @@ type Process struct {
 	PID    int    `json:"pid,omitempty"`
 	Start  uint64 `json:"start,omitempty"` // hv.Process.StartTime
 	BootID string `json:"bootID,omitempty"`
+	Launch int    `json:"launch,omitempty"` // number of a driver's process
 }
 
 // VM is the record of a personality VM.
@@ -38,7 +39,8 @@ type VM struct {
 // Driver is the record of a driver VM.
 type Driver struct {
 	Config     api.DriverConfig `json:"config"`
-	Generation int              `json:"generation"`
+	Generation int              `json:"generation"` // instances that were to serve
+	Launch     int              `json:"launch"`     // processes started, spares among them
 	Engine     hv.Engine        `json:"engine,omitempty"`
 	Process    Process          `json:"process"`
 	Created    time.Time        `json:"created"`
