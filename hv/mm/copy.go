@@ -37,12 +37,21 @@ func (s *Space) bytes(addr, n uint64, access Access) ([]byte, error) {
 }
 
 // each calls f with the host memory behind [addr, addr+n), piece by piece. The pieces stay valid while f runs.
-func (s *Space) each(addr, n uint64, access Access, f func([]byte)) error {
+func (s *Space) each(addr, n uint64, access Access, f func([]byte)) (err error) {
 	if n > MaxAddress || addr > MaxAddress-n {
 		return ErrFault
 	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()
+	// A mapped file may have been truncated: for a goroutine with debug.SetPanicOnFault that is an error here.
+	defer func() {
+		if r := recover(); r != nil {
+			if _, ok := r.(interface{ Addr() uintptr }); !ok {
+				panic(r)
+			}
+			err = ErrFault
+		}
+	}()
 	for n > 0 {
 		b, err := s.bytes(addr, n, access)
 		if err != nil {

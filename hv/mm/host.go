@@ -43,7 +43,7 @@ func (s *Space) place(size uint64) (uint64, error) {
 }
 
 // openHost returns the host area of key, made by mmapping fd if there is none yet. The caller holds s.mu.
-func (s *Space) openHost(key uint64, fd int, off int64, size uint64, shared bool) (*hostArea, error) {
+func (s *Space) openHost(key uint64, fd int, off int64, size uint64, shared, write bool) (*hostArea, error) {
 	if key != 0 {
 		for h := range s.hosts {
 			if h.key == key {
@@ -51,15 +51,15 @@ func (s *Space) openHost(key uint64, fd int, off int64, size uint64, shared bool
 			}
 		}
 	}
-	prot, flags := unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED
+	prot, flags := unix.PROT_READ, unix.MAP_SHARED
+	if write {
+		prot |= unix.PROT_WRITE
+	}
 	if !shared {
 		flags = unix.MAP_PRIVATE
 	}
 	// 2 MiB of slack aligns it as its guest-physical address is, without which no huge page can be used.
 	mem, err := mapAligned(fd, off, size, prot, flags)
-	if err == unix.EACCES { // a read-only descriptor
-		mem, err = mapAligned(fd, off, size, unix.PROT_READ, flags)
-	}
 	if err != nil {
 		return nil, fmt.Errorf("mm: map %d bytes: %w", size, err)
 	}

@@ -100,7 +100,7 @@ func (s *Space) MapHost(addr, size uint64, prot Prot, fixed Fixed, src Source, o
 	if err != nil {
 		return 0, err
 	}
-	h, err := s.openHost(src.Key, src.FD, src.Offset, whole, src.Shared)
+	h, err := s.openHost(src.Key, src.FD, src.Offset, whole, src.Shared, src.Max&ProtWrite != 0)
 	if err != nil {
 		return 0, err
 	}

@@ -64,11 +64,15 @@ func (t *thread) mmap(a [6]uint64) (uint64, error) {
 	if err := unix.Fstat(m.FD, &st); err != nil {
 		return 0, err
 	}
+	size := uint64(st.Size)
+	if st.Mode&unix.S_IFMT == unix.S_IFBLK { // has no size there
+		size = m.Offset + length
+	}
 	limit := mm.ProtRead
 	if m.Writable {
 		limit |= mm.ProtWrite
 	}
-	src := mm.Source{FD: m.FD, Size: uint64(st.Size), Key: m.Object, Shared: true, Max: limit}
+	src := mm.Source{FD: m.FD, Size: size, Key: m.Object, Shared: true, Max: limit}
 	return s.MapHost(addr, length, prot, fixed, src, m.Offset)
 }
 

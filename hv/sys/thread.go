@@ -2,6 +2,7 @@ package sys
 
 import (
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 
@@ -67,6 +68,7 @@ func (g *Guest) startThread(t *thread, fpu []byte) {
 		// A vCPU belongs to one host thread while it runs, and Kick signals that thread.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
+		debug.SetPanicOnFault(true) // see mm.Space: guest memory may be a file that shrinks
 		if err := t.cpu.SetFPU(fpu); err != nil {
 			g.finish(End{Cause: hv.CauseEngine, Message: err.Error()})
 		} else {
@@ -119,6 +121,8 @@ func (t *thread) loop() {
 		case kvm.ExitException:
 			t.exception(e)
 		case kvm.ExitKicked:
+		case kvm.ExitNoMemory:
+			t.busError()
 		case kvm.ExitFailed:
 			t.record(&hv.Fault{Vector: -1})
 			g.finish(End{Cause: hv.CauseEngine, Message: e.Reason})

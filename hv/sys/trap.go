@@ -61,3 +61,11 @@ func (t *thread) outOfMemory(e kvm.Exit) {
 	t.record(&hv.Fault{Vector: e.Vector, Error: e.Error, Address: e.Addr, Signal: int(unix.SIGKILL)})
 	t.g.finish(t.g.memoryEnd())
 }
+
+// busError turns memory that the host cannot provide into what Linux sends for a mapped file that cannot be read. Which
+// address it was, KVM does not say.
+func (t *thread) busError() {
+	const busAdrErr = 2
+	t.record(&hv.Fault{Vector: -1, Signal: int(unix.SIGBUS)})
+	t.force(siginfo{signo: int(unix.SIGBUS), code: busAdrErr})
+}

@@ -34,7 +34,10 @@ const (
 	ExitKicked    ExitKind = iota // Kick, or a signal to the host thread
 	ExitSyscall                   // SYSCALL: number in RAX, RIP behind the instruction
 	ExitException                 // an exception in user mode
-	ExitFailed                    // the vCPU cannot go on; see Exit.Reason
+	// ExitNoMemory is an access to guest memory that the host cannot provide: a mapped file that has been
+	// truncated or cannot be read. RIP is at the instruction.
+	ExitNoMemory
+	ExitFailed // the vCPU cannot go on; see Exit.Reason
 )
 
 // Exit describes why Run returned.
@@ -202,7 +205,11 @@ func (v *VCPU) Run() (Exit, error) {
 	r.dirtyRegs = 0
 	if err != nil {
 		if err == unix.EFAULT {
-			return Exit{Kind: ExitFailed, Reason: fmt.Sprintf("guest memory at RIP %#x is gone", r.regs.RIP)}, nil
+			v.inKernel = r.sregs.SS.DPL == 0
+			if v.inKernel {
+				return Exit{Kind: ExitFailed, Reason: fmt.Sprintf("the memory of the trap stub at RIP %#x is gone", r.regs.RIP)}, nil
+			}
+			return Exit{Kind: ExitNoMemory}, nil
 		}
 		return Exit{}, fmt.Errorf("kvm: run vCPU %d: %w", v.id, err)
 	}
