@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+
 	"github.com/grailos/grail/drivervms/blk/serve"
 	"github.com/grailos/grail/hv/abi"
 	"github.com/grailos/grail/hv/guest"
@@ -21,9 +23,6 @@ func newDevice() *device {
 	}
 }
 
-// eio is Linux's EIO.
-const eio = 5
-
 // Do implements serve.Device.
 func (d *device) Do(ops []serve.Op) {
 	if len(ops) == 0 {
@@ -42,7 +41,7 @@ func (d *device) Do(ops []serve.Op) {
 		n += len(segs)
 		reqs[i] = abi.DevReq{
 			FD: op.FD, Op: op.Kind, Flags: op.Flags, Offset: op.Offset, Length: op.Length,
-			Segs: guest.SegmentsOf(segs), NSegs: uint32(len(segs)), Result: -eio,
+			Segs: guest.SegmentsOf(segs), NSegs: uint32(len(segs)),
 		}
 	}
 	do := guest.DevIOAlone
@@ -50,13 +49,17 @@ func (d *device) Do(ops []serve.Op) {
 		do = guest.DevIO // it may take long, and another thread may be at work beside it
 	}
 	done, err := do(reqs)
-	if err != nil {
-		done = 0
-	}
+	mustPerform(done, len(reqs), err)
 	for i := range ops {
-		ops[i].Result = -eio
-		if i < done {
-			ops[i].Result = reqs[i].Result
-		}
+		ops[i].Result = reqs[i].Result
+	}
+}
+
+// mustPerform ends the program if the host has not performed all of a batch: it is no longer there, or its idea of the
+// batch is another. To complete a request with an error would be wrong, since the next instance can still perform it. (On
+// engine process a driver outlives the death of its grailvm by an instant, in which its calls fail with ENOSYS.)
+func mustPerform(done, n int, err error) {
+	if err != nil || done != n {
+		panic(fmt.Sprintf("the host performed %d of %d requests: %v", done, n, err))
 	}
 }
