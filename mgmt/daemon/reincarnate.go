@@ -220,6 +220,9 @@ func (dr *driver) judge(inst *driverInstance, r *hv.Report, detected, stopped ti
 	case r.Cause == hv.CauseKilled:
 		e.crashed = detected
 	}
+	if inj.how == "fault" && r.Cause != hv.CauseHang {
+		e.crashed = inj.at // its last word comes later
+	}
 	if e.crashed.IsZero() || e.crashed.After(detected) {
 		e.crashed = detected
 	}

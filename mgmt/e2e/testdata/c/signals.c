@@ -60,7 +60,7 @@ static void faults(void) {
 	seen = 0;
 	CHECK(FAULT(__asm__ volatile("pushf; orl $0x100,(%%rsp); popf; nop; nop" ::: "memory", "cc")) && info.si_signo == SIGTRAP);
 	munmap(p, 8192);
-	for (int i = 0; i < 2000; i++)
+	for (volatile int i = 0; i < 2000; i++)
 		CHECK(FAULT(*bad = 1));
 }
 
@@ -96,16 +96,17 @@ static void repairs(void) {
 	CHECK(rax == 0x1234);
 }
 
-static void *endless(void *p) {
+static int endless(char *p, int more) {
 	volatile char frame[4096];
-	frame[0] = *(char *)p;
-	return endless((void *)frame) == p ? (void *)frame : 0;
+	frame[0] = *p;
+	return more ? endless((char *)frame, more) + frame[0] : 0;
 }
 
 static void on_alt(int sig, siginfo_t *i, void *ctx) {
 	stack_t st;
 	CHECK(!sigaltstack(0, &st) && st.ss_flags & SS_ONSTACK);
 	CHECK((char *)&st > (char *)st.ss_sp && (char *)&st < (char *)st.ss_sp + st.ss_size);
+	st.ss_flags = 0;
 	CHECK(sigaltstack(&st, 0) == -1 && errno == EPERM);
 	jump(sig, i, ctx);
 }
@@ -117,7 +118,7 @@ static void altstack(void) {
 	catch(SIGSEGV, on_alt, SA_ONSTACK);
 	for (int i = 0; i < 3; i++) {
 		char c = 1;
-		CHECK(FAULT(endless(&c)));
+		CHECK(FAULT(c += endless(&c, i + 1)));
 	}
 	st.ss_size = 1000;
 	CHECK(sigaltstack(&st, 0) == -1 && errno == ENOMEM);
