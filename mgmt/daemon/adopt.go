@@ -99,6 +99,7 @@ func (d *Daemon) adopt() error {
 			d.endStray(p)
 		}
 	}
+	fence.Sweep(d.fenceGroup())
 	for _, f := range begin {
 		f()
 	}

@@ -33,6 +33,8 @@ type Limits struct {
 type Fence struct {
 	v1 cgroup1.Cgroup
 	v2 *cgroup2.Manager
+	// groups are the directories of the group that the cgroup is in, removed with its last member.
+	groups []string
 }
 
 // ErrUnavailable reports that the caller can make no cgroup of the kind it needs.
@@ -49,13 +51,23 @@ func New(group, name string, l Limits) (*Fence, error) {
 		limit := int64(l.MemoryBytes)
 		res.Memory = &specs.LinuxMemory{Limit: &limit}
 	}
-	switch cgroups.Mode() {
-	case cgroups.Unified:
-		return newV2(group, name, res)
-	case cgroups.Legacy, cgroups.Hybrid:
-		return newV1(group, name, res)
+	var f *Fence
+	var err error
+	// The second time, because the last member of the group may just have been removed, and the group with it.
+	for range 2 {
+		switch cgroups.Mode() {
+		case cgroups.Unified:
+			f, err = newV2(group, name, res)
+		case cgroups.Legacy, cgroups.Hybrid:
+			f, err = newV1(group, name, res)
+		default:
+			return nil, fmt.Errorf("%w: none is mounted at %s", ErrUnavailable, mount)
+		}
+		if err == nil || !errors.Is(err, os.ErrNotExist) {
+			break
+		}
 	}
-	return nil, fmt.Errorf("%w: none is mounted at %s", ErrUnavailable, mount)
+	return f, err
 }
 
 func newV1(group, name string, res *specs.LinuxResources) (*Fence, error) {
@@ -74,7 +86,19 @@ func newV1(group, name string, res *specs.LinuxResources) (*Fence, error) {
 		_ = cg.Delete()
 		return nil, fmt.Errorf("%w: a controller is not mounted", ErrUnavailable)
 	}
-	return &Fence{v1: cg}, nil
+	return &Fence{v1: cg, groups: groupDirs(want, cgroup1.NestedPath(group))}, nil
+}
+
+// groupDirs returns the directories of a group under the wanted controllers.
+func groupDirs(want map[cgroup1.Name]bool, at cgroup1.Path) (dirs []string) {
+	subs, _ := only(want)()
+	for _, s := range subs {
+		p, ok := s.(interface{ Path(string) string })
+		if name, err := at(s.Name()); ok && err == nil {
+			dirs = append(dirs, p.Path(name))
+		}
+	}
+	return dirs
 }
 
 // only returns the hierarchy of the wanted controllers that are mounted.
@@ -103,7 +127,7 @@ func newV2(group, name string, res *specs.LinuxResources) (*Fence, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	return &Fence{v2: m}, nil
+	return &Fence{v2: m, groups: []string{path.Join(mount, base, group)}}, nil
 }
 
 // delegated returns the v2 cgroup under which the caller may make its own: the root for root, else its systemd user
@@ -132,7 +156,7 @@ func Of(group string, pid int) *Fence {
 			return nil
 		}
 		if m, err := cgroup2.Load(p, cgroup2.WithMountpoint(mount)); err == nil {
-			return &Fence{v2: m}
+			return &Fence{v2: m, groups: []string{path.Join(mount, path.Dir(p))}}
 		}
 	case cgroups.Legacy, cgroups.Hybrid:
 		paths, err := cgroup1.ParseCgroupFile(fmt.Sprintf("/proc/%d/cgroup", pid))
@@ -149,7 +173,8 @@ func Of(group string, pid int) *Fence {
 			return nil
 		}
 		if cg, err := cgroup1.Load(cgroup1.PidPath(pid), cgroup1.WithHierarchy(only(in))); err == nil {
-			return &Fence{v1: cg}
+			above := func(n cgroup1.Name) (string, error) { return path.Dir(paths[string(n)]), nil }
+			return &Fence{v1: cg, groups: groupDirs(in, above)}
 		}
 	}
 	return nil
@@ -171,8 +196,39 @@ func (f *Fence) Delete() error {
 	if f == nil {
 		return nil
 	}
+	var err error
 	if f.v2 != nil {
-		return f.v2.Delete()
+		err = f.v2.Delete()
+	} else {
+		err = f.v1.Delete()
 	}
-	return f.v1.Delete()
+	for _, dir := range f.groups {
+		_ = os.Remove(dir) // refused while it has other members
+	}
+	return err
+}
+
+// Sweep removes the cgroups of a group that are empty: those of processes that ended while nobody watched.
+func Sweep(group string) {
+	var dirs []string
+	switch cgroups.Mode() {
+	case cgroups.Unified:
+		if base, err := delegated(); err == nil {
+			dirs = []string{path.Join(mount, base, group)}
+		}
+	case cgroups.Legacy, cgroups.Hybrid:
+		dirs = groupDirs(map[cgroup1.Name]bool{cgroup1.Cpu: true, cgroup1.Memory: true}, cgroup1.NestedPath(group))
+	}
+	for _, dir := range dirs {
+		members, err := os.ReadDir(dir)
+		if err != nil {
+			continue
+		}
+		for _, m := range members {
+			if m.IsDir() {
+				_ = os.Remove(path.Join(dir, m.Name())) // refused while it holds a process
+			}
+		}
+		_ = os.Remove(dir)
+	}
 }

@@ -47,13 +47,23 @@ func TestFence(t *testing.T) {
 	if err := again.Delete(); err != nil {
 		t.Error(err)
 	}
-	for _, pattern := range []string{"/sys/fs/cgroup/*/", "/sys/fs/cgroup/", "/sys/fs/cgroup/*/*/", "/sys/fs/cgroup/*/*/*/"} {
-		left, _ := filepath.Glob(pattern + group)
-		for _, d := range left {
-			if sub, _ := filepath.Glob(d + "/web"); len(sub) != 0 {
-				t.Errorf("left behind: %v", sub)
-			}
-			_ = os.Remove(d)
+	for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/", "/sys/fs/cgroup/*/*/", "/sys/fs/cgroup/*/*/*/"} {
+		if left, _ := filepath.Glob(pattern + group); len(left) != 0 {
+			t.Errorf("left behind: %v", left)
+		}
+	}
+}
+
+func TestSweep(t *testing.T) {
+	group := fmt.Sprintf("grail-test-sweep-%d", os.Getpid())
+	f, err := New(group, "gone", Limits{CPU: 1, MemoryBytes: 64 << 20})
+	if err != nil {
+		t.Skipf("no cgroups here: %v", err)
+	}
+	Sweep(group)
+	for _, dir := range f.groups {
+		if _, err := os.Stat(dir); err == nil {
+			t.Errorf("left behind: %s", dir)
 		}
 	}
 }
