@@ -102,7 +102,8 @@ func (t *Table) hostCap(s *hv.CapSpec, fd int) (object, error) {
 	case abi.CapKick, abi.CapCall:
 		return &event{fd: fd, rights: s.Rights, shared: true}, nil
 	case abi.CapDevice:
-		return &device{t: t, fd: fd, bytes: int64(s.Size), rights: s.Rights, label: s.Name}, nil
+		return &device{t: t, fd: fd, bytes: int64(s.Size), rights: s.Rights, label: s.Name,
+			id: t.objects.Add(1), fixed: regularSize(fd)}, nil
 	case abi.CapStatus, abi.CapDisk, abi.CapGrant, abi.CapLog:
 		var st unix.Stat_t
 		if err := unix.Fstat(fd, &st); err != nil {

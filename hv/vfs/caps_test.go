@@ -186,7 +186,9 @@ func TestMap(t *testing.T) {
 		{Kind: abi.CapGrant, Rights: abi.RightRead, FD: ro, Size: 6000},
 		{Kind: abi.CapStatus, Rights: rw, FD: wo, Size: 4096},
 		{Kind: abi.CapLog, Rights: 0, FD: wo, Size: 4096},
-		{Kind: abi.CapDevice, Rights: rw, FD: hostFile(t, nil), Size: 4096},
+		{Kind: abi.CapDevice, Rights: rw, FD: hostFile(t, make([]byte, 6144)), Size: 6144},
+		{Kind: abi.CapDevice, Rights: abi.RightWrite, FD: hostFile(t, make([]byte, 4096)), Size: 4096},
+		{Kind: abi.CapDevice, Rights: rw, FD: hostFile(t, make([]byte, 4096)), Size: maxMapped + 512},
 	}
 	g := newGuest(t, cfg, true)
 	file := int32(g.open("/f", 0))
@@ -217,7 +219,14 @@ func TestMap(t *testing.T) {
 		{3, 0, 4096, r, 0, unix.EINVAL},
 		{4, 0, 4096, r | w, unix.MAP_SHARED, 0},
 		{5, 0, 4096, r, unix.MAP_SHARED, unix.EACCES},
-		{6, 0, 4096, r, unix.MAP_SHARED, unix.ENODEV},
+		{6, 0, 4096, r, unix.MAP_SHARED, 0},
+		{6, 4096, 4096, r, unix.MAP_SHARED, 0},
+		{6, 4096, 4097, r, unix.MAP_SHARED, unix.EINVAL},
+		{7, 0, 4096, r, unix.MAP_SHARED, unix.EACCES},
+		{8, 0, 4096, r, unix.MAP_SHARED, unix.ENODEV},
+		{6, 0, 4096, r | w, unix.MAP_SHARED, unix.EACCES},
+		{6, 0, 4096, r | x, unix.MAP_SHARED, unix.EACCES},
+		{6, 0, 4096, r, unix.MAP_PRIVATE, unix.EINVAL},
 		{file, 0, 1 << 20, r | w, unix.MAP_PRIVATE, 0},
 		{file, 0, 4096, r, unix.MAP_SHARED, 0},
 		{file, 0, 4096, r | w, unix.MAP_SHARED, unix.ENODEV},
@@ -240,6 +249,13 @@ func TestMap(t *testing.T) {
 		}
 		m.Release()
 		m.Release()
+	}
+	// Mappings of a device are parts of one: when its file's size has changed, there is no further one.
+	if err := unix.Ftruncate(cfg.Caps[3].FD, 8192); err != nil {
+		t.Fatal(err)
+	}
+	if _, e := g.t.Map(6, 0, 4096, r, unix.MAP_SHARED); e != unix.ENODEV {
+		t.Errorf("device that has grown: %v", e)
 	}
 	m, _ := g.t.Map(file, 0, 4096, r, unix.MAP_PRIVATE)
 	b := make([]byte, 20)

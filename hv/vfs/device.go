@@ -13,7 +13,22 @@ type device struct {
 	bytes  int64
 	rights uint32
 	label  string
+	id     uint64 // see Mapping.Object
+	fixed  int64  // size of the host's file when the guest got it; 0 for what is no regular file
 }
+
+// regularSize returns the size of a regular file, and 0 for anything else.
+func regularSize(fd int) int64 {
+	var st unix.Stat_t
+	if unix.Fstat(fd, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return 0
+	}
+	return st.Size
+}
+
+// unchanged reports whether d is a regular file that has the size that it had at first, so that all mappings of it can
+// be parts of one.
+func (d *device) unchanged() bool { return d.fixed != 0 && d.fixed == regularSize(d.fd) }
 
 func (d *device) read(_ *Call, _ *file, u *uio, off int64) (uint64, unix.Errno) {
 	if off >= d.bytes {

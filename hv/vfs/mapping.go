@@ -23,6 +23,10 @@ type Mapping struct {
 	file   *file
 }
 
+// maxMapped is the size of the largest device that can be mapped, in bytes: the host's kernel keeps a quarter of a
+// percent of it in tables.
+const maxMapped = 4 << 30
+
 // Release gives the descriptor or source back. A host mapping made from FD stays.
 func (m *Mapping) Release() {
 	if m.file != nil {
@@ -77,6 +81,18 @@ func (m *Mapping) fill(f *file, length uint64, prot, flags int) unix.Errno {
 			return unix.EACCES
 		}
 		m.FD, m.Object, m.Kind, m.Writable = o.fd, o.id, o.kind, writable
+		return 0
+	case *device:
+		// To be read only: what a guest writes to a device goes through its calls.
+		switch {
+		case !shared, end > uint64(o.bytes+pageSize-1)&^(pageSize-1):
+			return unix.EINVAL
+		case prot&(unix.PROT_EXEC|unix.PROT_WRITE) != 0:
+			return unix.EACCES
+		case o.bytes > maxMapped, !o.unchanged():
+			return unix.ENODEV
+		}
+		m.FD, m.Object, m.Kind = o.fd, o.id, abi.CapDevice
 		return 0
 	case *openNode:
 		switch {

@@ -2,25 +2,46 @@ package main
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/grailos/grail/drivervms/blk/serve"
 	"github.com/grailos/grail/hv/abi"
 	"github.com/grailos/grail/hv/guest"
 )
 
-// device performs operations with SysDevIO. Requests and segments are built in arrays that live as long as
-// the program; the segments are the clients' memory itself, so no data is copied here.
+// device performs operations: what its windows can serve by itself, and the rest with SysDevIO. Requests and segments are
+// built in arrays that live as long as the program; the segments are the clients' memory itself.
 type device struct {
 	reqs    []abi.DevReq
 	segs    []abi.DevSeg
 	flushes []abi.DevReq // apart, because flushes may be in progress beside the rest
+	windows map[int32]*window
+	maybe   []candidate // of the batch at hand
+	asked   []int       // of the batch at hand: the operations in reqs
+	nsegs   int         // of the batch at hand
+
+	// What is used of the host, but for tests.
+	now          func() time.Time
+	devIO, alone func([]abi.DevReq) (int, error)
 }
 
-func newDevice() *device {
-	return &device{
+// candidate is operation i, which a window can serve.
+type candidate struct {
+	i int
+	s span
+}
+
+func newDevice(disks []serve.Disk) *device {
+	d := &device{
 		reqs: make([]abi.DevReq, abi.MaxDevBatch), segs: make([]abi.DevSeg, serve.MaxSegments),
-		flushes: make([]abi.DevReq, abi.MaxDevBatch),
+		flushes: make([]abi.DevReq, abi.MaxDevBatch), windows: make(map[int32]*window),
+		maybe: make([]candidate, 0, abi.MaxDevBatch), asked: make([]int, 0, abi.MaxDevBatch),
+		now: time.Now, devIO: guest.DevIO, alone: guest.DevIOAlone,
 	}
+	for _, k := range disks {
+		d.windows[k.FD] = newWindow(k.FD, k.Size)
+	}
+	return d
 }
 
 // Do implements serve.Device.
@@ -28,31 +49,70 @@ func (d *device) Do(ops []serve.Op) {
 	if len(ops) == 0 {
 		return
 	}
-	reqs, n := d.reqs[:len(ops)], 0
 	if ops[0].Kind == abi.DevFlush {
-		reqs = d.flushes[:len(ops)]
+		d.flush(ops)
+		return
 	}
+	d.maybe, d.asked, d.nsegs = d.maybe[:0], d.asked[:0], 0
+	now := d.now()
+	cold := 0
 	for i := range ops {
-		op := &ops[i]
-		segs := d.segs[n : n+len(op.Segs)]
-		for k, s := range op.Segs {
-			segs[k] = guest.Segment(s)
+		if ops[i].Kind == abi.DevRead {
+			if s, ok := d.windows[ops[i].FD].look(&ops[i], now); ok {
+				d.maybe = append(d.maybe, candidate{i, s})
+				cold += s.cold
+				continue
+			}
 		}
-		n += len(segs)
-		reqs[i] = abi.DevReq{
-			FD: op.FD, Op: op.Kind, Flags: op.Flags, Offset: op.Offset, Length: op.Length,
-			Segs: guest.SegmentsOf(segs), NSegs: uint32(len(segs)),
+		d.ask(ops, i)
+	}
+	// When the host is asked anyway, or for much, it reads what it can read cheaper.
+	leave := len(d.asked) > 0 || cold > fewCold
+	for k := range d.maybe {
+		c := &d.maybe[k]
+		if leave && c.s.cold > 0 && !c.s.counted {
+			c.s.count()
+			d.ask(ops, c.i)
+			continue
 		}
+		c.s.copy(&ops[c.i])
 	}
-	do := guest.DevIOAlone
-	if ops[0].Kind == abi.DevFlush {
-		do = guest.DevIO // it may take long, and another thread may be at work beside it
+	if len(d.asked) == 0 {
+		return
 	}
-	done, err := do(reqs)
-	mustPerform(done, len(reqs), err)
+	done, err := d.alone(d.reqs[:len(d.asked)])
+	mustPerform(done, len(d.asked), err)
+	for k, i := range d.asked {
+		ops[i].Result = d.reqs[k].Result
+	}
+}
+
+// flush performs flushes.
+func (d *device) flush(ops []serve.Op) {
 	for i := range ops {
-		ops[i].Result = reqs[i].Result
+		d.flushes[i] = abi.DevReq{FD: ops[i].FD, Op: ops[i].Kind}
 	}
+	// It may take long, and another thread may be at work beside it: the scheduler is to know.
+	done, err := d.devIO(d.flushes[:len(ops)])
+	mustPerform(done, len(ops), err)
+	for i := range ops {
+		ops[i].Result = d.flushes[i].Result
+	}
+}
+
+// ask adds operation i to what the host is asked for.
+func (d *device) ask(ops []serve.Op, i int) {
+	op := &ops[i]
+	segs := d.segs[d.nsegs:][:len(op.Segs)]
+	d.nsegs += len(segs)
+	for k, s := range op.Segs {
+		segs[k] = guest.Segment(s)
+	}
+	d.reqs[len(d.asked)] = abi.DevReq{
+		FD: op.FD, Op: op.Kind, Flags: op.Flags, Offset: op.Offset, Length: op.Length,
+		Segs: guest.SegmentsOf(segs), NSegs: uint32(len(segs)),
+	}
+	d.asked = append(d.asked, i)
 }
 
 // mustPerform ends the program if the host has not performed all of a batch: it is no longer there, or its idea of the

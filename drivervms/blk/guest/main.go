@@ -50,7 +50,7 @@ func run() error {
 		return fmt.Errorf("%d disks, the limit is %d", len(disks), abi.MaxDevBatch)
 	}
 	d := &driver{
-		server: serve.New(newDevice(), disks, ring.PollerConfig{Poll: guest.WaitAlone}),
+		server: serve.New(newDevice(disks), disks, ring.PollerConfig{Poll: guest.WaitAlone}),
 		ch:     ch, status: status, maps: map[uint64]*mapping{},
 	}
 	d.server.Watch(ch.FD())

@@ -8,10 +8,13 @@ import (
 	"github.com/grailos/grail/ring/virtioblk"
 )
 
-// Fairness: what one queue may put into one round.
+// Fairness: what one queue may put into one turn of a round, and how much makes a round. To perform a round costs
+// an exit from the VM, which is to be a small part of the whole; but nobody's requests that come meanwhile are
+// to wait long.
 const (
 	quantum      = 64      // requests
 	quantumBytes = 2 << 20 // bytes, after which no further request is taken
+	roundBytes   = 8 << 20 // bytes, after which there is no further turn
 )
 
 // Server serves any number of clients. It belongs to one goroutine.
@@ -166,15 +169,32 @@ func (s *Server) step(p Step) {
 	}
 }
 
-// take fetches requests, the queues in turn, and plans their operations. The round starts with a different
-// queue each time, so that a full batch does not always miss the same one.
+// take fetches requests, the queues in turn and each its quantum, as long as there are any and the batch has room, and
+// plans their operations. The round starts with a different queue each time, so that a full batch does not always
+// miss the same one.
 func (s *Server) take() []work {
 	s.ops = s.ops[:0]
-	n, segs := 0, 0
-	queues := s.queues // stays as it is when a client is killed below
-	if s.next++; s.next >= len(queues) {
+	b := batch{}
+	if s.next++; s.next >= len(s.queues) {
 		s.next = 0
 	}
+	for {
+		before := b.n
+		if full := s.turn(&b); full || b.n == before || b.bytes >= roundBytes {
+			return s.works[:b.n]
+		}
+	}
+}
+
+// batch counts what a round has taken.
+type batch struct {
+	n, segs int
+	bytes   uint64
+}
+
+// turn takes each queue's quantum and reports whether the batch is full.
+func (s *Server) turn(b *batch) (full bool) {
+	queues := s.queues // stays as it is when a client is killed below
 	for i := range queues {
 		q := queues[(s.next+i)%len(queues)]
 		if q.c.dead {
@@ -182,10 +202,10 @@ func (s *Server) take() []work {
 		}
 		bytes := uint64(0)
 		for k := 0; k < quantum && bytes < quantumBytes; k++ {
-			if n == len(s.works) || len(s.ops)+MaxRanges > cap(s.ops) || segs+abi.MaxDevSegs > MaxSegments {
-				return s.works[:n]
+			if b.n == len(s.works) || len(s.ops)+MaxRanges > cap(s.ops) || b.segs+abi.MaxDevSegs > MaxSegments {
+				return true
 			}
-			w := &s.works[n]
+			w := &s.works[b.n]
 			ok, err := q.dev.Pop(&w.chain)
 			if err == nil && ok {
 				err = w.req.Parse(&w.chain)
@@ -199,10 +219,11 @@ func (s *Server) take() []work {
 			}
 			w.q = q
 			s.ops = w.plan(&q.c.limits, s.ops)
-			segs += len(w.req.Data)
+			b.segs += len(w.req.Data)
 			bytes += uint64(w.req.DataBytes)
-			n++
+			b.n++
 		}
+		b.bytes += bytes
 	}
-	return s.works[:n]
+	return false
 }
