@@ -104,6 +104,12 @@ func (s *Space) MapHost(addr, size uint64, prot Prot, fixed Fixed, src Source, o
 	if err != nil {
 		return 0, err
 	}
+	if have := uint64(len(h.mem)); size > have || off > have-size { // first mapped when it was smaller
+		if h.refs == 0 {
+			s.dropHost(h)
+		}
+		return 0, unix.EINVAL
+	}
 	h.refs++
 	s.areas.insert(area{start: addr, end: addr + size, prot: prot, max: src.Max, host: h, offset: off})
 	// Mapped at once: it costs a store a page, a fault would cost an exit.

@@ -5,6 +5,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/grailos/grail/hv/abi"
 	"github.com/grailos/grail/hv/mm"
 )
 
@@ -64,15 +65,16 @@ func (t *thread) mmap(a [6]uint64) (uint64, error) {
 	if err := unix.Fstat(m.FD, &st); err != nil {
 		return 0, err
 	}
-	size := uint64(st.Size)
-	if st.Mode&unix.S_IFMT == unix.S_IFBLK { // has no size there
-		size = m.Offset + length
-	}
 	limit := mm.ProtRead
 	if m.Writable {
 		limit |= mm.ProtWrite
 	}
-	src := mm.Source{FD: m.FD, Size: size, Key: m.Object, Shared: true, Max: limit}
+	src := mm.Source{FD: m.FD, Size: uint64(st.Size), Key: m.Object, Shared: true, Max: limit}
+	if m.Kind == abi.CapDevice {
+		// A memory slot of its own for each window: the host keeps tables for all of a slot.
+		src.Offset, src.Size, src.Key = int64(m.Offset), length, 0
+		return s.MapHost(addr, length, prot, fixed, src, 0)
+	}
 	return s.MapHost(addr, length, prot, fixed, src, m.Offset)
 }
 
