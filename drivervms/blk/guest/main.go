@@ -18,9 +18,20 @@ func main() {
 	// driver.handle), by the one goroutine that there is: a collector that starts by itself would have to wait
 	// for it while it waits for work outside of the scheduler's sight.
 	debug.SetGCPercent(-1)
+	debug.SetPanicOnFault(true)
+	defer lastWords()
 	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "blk:", err)
 		os.Exit(1)
+	}
+}
+
+// lastWords ends a panicking program as the Go runtime does, but writes its stack at once: the runtime writes it word by
+// word, and each of these 500 writes would be an exit from the VM, while the clients wait for the next instance.
+func lastWords() {
+	if v := recover(); v != nil {
+		fmt.Fprintf(os.Stderr, "panic: %v\n\n%s", v, debug.Stack())
+		os.Exit(2)
 	}
 }
 
