@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -62,30 +63,38 @@ func recovery(b *bench) ([]Result, error) {
 	return results, nil
 }
 
-// Before a crash and after it the load runs this long.
 const (
+	// Before a crash and after it the load runs this long.
 	loadBefore = 150 * time.Millisecond
 	loadAfter  = 100 * time.Millisecond
+	// A driver that has served for a while has a spare. It is given this long to appear, and then to boot.
+	spareLimit = 5 * time.Second
+	spareBoot  = 400 * time.Millisecond
 )
 
+// never is a time after every other, in Unix nanoseconds.
+const never = 1<<63 - 1
+
 // crashUnderLoad crashes the driver VM while requests are outstanding, and returns the longest pause between two
-// completions.
+// completions since then.
 func (b *bench) crashUnderLoad(c *load.Client, how string, seed uint64) (time.Duration, error) {
+	v, err := b.awaitSpare()
+	if err != nil {
+		return 0, err
+	}
 	var stop atomic.Bool
-	var crashed time.Time
+	var crashed atomic.Int64
+	crashed.Store(never)
 	injected := make(chan error, 1)
 	go func() {
 		defer stop.Store(true)
 		time.Sleep(loadBefore)
-		v, err := b.daemon.Driver(b.ctx, "crash")
-		if err == nil {
-			crashed = time.Now()
-			_, err = b.daemon.CrashDriver(b.ctx, "crash", how)
-		}
+		crashed.Store(time.Now().UnixNano())
+		_, err := b.daemon.CrashDriver(b.ctx, v.Name, how)
 		for err == nil {
 			time.Sleep(20 * time.Millisecond)
 			var now api.Driver
-			now, err = b.daemon.Driver(b.ctx, "crash")
+			now, err = b.daemon.Driver(b.ctx, v.Name)
 			if err == nil && now.Generation > v.Generation && now.State == api.Ready {
 				break
 			}
@@ -93,19 +102,36 @@ func (b *bench) crashUnderLoad(c *load.Client, how string, seed uint64) (time.Du
 		time.Sleep(loadAfter)
 		injected <- err
 	}()
-	r, err := c.Run(load.Job{Random: true, Block: 4 << 10, Depth: 8, Seed: seed, Stop: &stop, Check: true})
+	r, err := c.Run(load.Job{Random: true, Block: 4 << 10, Depth: 8, Seed: seed, Stop: &stop, From: &crashed, Check: true})
 	stop.Store(true)
 	if ierr := <-injected; err == nil {
 		err = ierr
 	}
-	if err != nil {
-		return 0, err
+	if err == nil && r.Stall == 0 {
+		err = errors.New("the load ended before the crash")
 	}
-	// The last completion before the pause may have been an instant before the crash was asked for.
-	if end := r.StallAt.Add(r.Stall); end.Before(crashed) {
-		return 0, fmt.Errorf("the longest pause, %v, was over before the crash", r.Stall)
+	return r.Stall, err
+}
+
+// awaitSpare returns when the driver serves and has its next instance in reserve, if it is going to.
+func (b *bench) awaitSpare() (v api.Driver, err error) {
+	for deadline := time.Now().Add(spareLimit); ; time.Sleep(20 * time.Millisecond) {
+		v, err = b.daemon.Driver(b.ctx, "crash")
+		if err != nil {
+			return v, err
+		}
+		if v.State == api.Ready && v.Spare {
+			time.Sleep(spareBoot)
+			return v, nil
+		}
+		if time.Now().After(deadline) {
+			if v.State != api.Ready {
+				return v, fmt.Errorf("the driver is %s: %s", v.State, v.Message)
+			}
+			b.progress("the driver has no spare")
+			return v, nil
+		}
 	}
-	return r.Stall, nil
 }
 
 // phases sums up graild's records of the crashes of one kind: medians of the steps, in milliseconds.

@@ -23,6 +23,9 @@ type Job struct {
 
 	Time time.Duration // how long it runs; 0: until Stop
 	Stop *atomic.Bool  // ends the run when it becomes true; may be nil
+	// From is the time, in Unix nanoseconds, before which no stall is looked for; it may be set while the
+	// job runs. nil: from the start.
+	From *atomic.Int64
 	// Check compares what is read with Pattern. It costs a load a request.
 	Check bool
 }
@@ -33,7 +36,7 @@ type Result struct {
 	Bytes    uint64
 	Elapsed  time.Duration
 	Kicks    uint64 // times that the back end wanted its doorbell rung
-	// The longest time without a completion, which began at StallAt.
+	// The longest time without a completion that ended after Job.From, which began at StallAt.
 	Stall   time.Duration
 	StallAt time.Time
 }
@@ -104,7 +107,7 @@ func (c *Client) Run(j Job) (Result, error) {
 		if err != nil {
 			return r, err
 		}
-		if gap := now.Sub(last); gap > r.Stall {
+		if gap := now.Sub(last); gap > r.Stall && (j.From == nil || j.From.Load() <= now.UnixNano()) {
 			r.Stall, r.StallAt = gap, last
 		}
 		last = now
