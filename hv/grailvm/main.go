@@ -106,19 +106,30 @@ func (v *vm) setUp() error {
 	}
 	cfg := sys.Config{KVM: s.KVM, MemoryBytes: s.MemoryBytes, MaxThreads: s.MaxThreads, Program: program,
 		Argv: s.Argv, Env: s.Env, Table: v.table}
-	switch s.Engine {
-	case hv.EngineKVM:
-		v.engine, err = sys.New(cfg)
-	case hv.EngineProcess:
-		v.engine, err = sys.NewProcess(cfg)
-	default:
-		err = fmt.Errorf("engine %q, expected %q or %q", s.Engine, hv.EngineKVM, hv.EngineProcess)
-	}
-	if err != nil {
+	if v.engine, err = newEngine(s.Engine, cfg); err != nil {
 		return err
 	}
 	_, err = v.install(s.Caps)
 	return err
+}
+
+// newEngine makes the guest. An error comes with no engine at all, so that nobody asks it for its last word.
+func newEngine(name hv.Engine, cfg sys.Config) (engine, error) {
+	switch name {
+	case hv.EngineKVM:
+		g, err := sys.New(cfg)
+		if err != nil {
+			return nil, err
+		}
+		return g, nil
+	case hv.EngineProcess:
+		g, err := sys.NewProcess(cfg)
+		if err != nil {
+			return nil, err
+		}
+		return g, nil
+	}
+	return nil, fmt.Errorf("engine %q, expected %q or %q", name, hv.EngineKVM, hv.EngineProcess)
 }
 
 // kvmSyscalls are what engine kvm needs from the host, beside the Go runtime's and vfs's own.

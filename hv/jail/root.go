@@ -1,6 +1,7 @@
 package jail
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -17,7 +18,9 @@ func emptyRoot() error {
 	if os.Getpid() != 1 {
 		return ErrNotAlone
 	}
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err == unix.EINVAL {
+		return errors.New("jail: the root directory is no mount point, as in a plain chroot; mount it, as containers do")
+	} else if err != nil {
 		return fmt.Errorf("jail: make the mounts private (CAP_SYS_ADMIN in the mount namespace is needed): %w", err)
 	}
 	dir, err := mountPoint()
