@@ -47,18 +47,22 @@ func (f *futexes) wait(t *thread, addr uint64, val, bits uint32, timeout time.Du
 	err = t.park(timeout)
 	if err != nil {
 		f.mu.Lock()
-		f.remove(w)
+		if !f.remove(w) {
+			err = nil // a wake-up came first, and counted this thread
+		}
 		f.mu.Unlock()
 	}
 	return err
 }
 
-// remove takes w out of its queue, if a wake-up has not done so. The caller holds f.mu.
-func (f *futexes) remove(w *futexWaiter) {
+// remove takes w out of its queue. False means that a wake-up has done so. The caller holds f.mu.
+func (f *futexes) remove(w *futexWaiter) bool {
 	q := f.queues[w.addr]
-	if i := slices.Index(q, w); i >= 0 {
+	i := slices.Index(q, w)
+	if i >= 0 {
 		f.set(w.addr, slices.Delete(q, i, i+1))
 	}
+	return i >= 0
 }
 
 func (f *futexes) set(addr uint64, q []*futexWaiter) {

@@ -24,8 +24,10 @@ func (p *parker) arm() { p.word.Store(waiting) }
 // disarm makes later wake-ups no longer count.
 func (p *parker) disarm() { p.word.Store(awake) }
 
+// wake ends the thread's park with nil, also if an interrupt came first: who wakes it has taken it off its queue,
+// so a thread that found nothing to look at and waited on would never be woken again.
 func (p *parker) wake() {
-	if p.word.CompareAndSwap(waiting, awake) {
+	if p.word.Swap(awake) == waiting {
 		futexWake(&p.word)
 	}
 }
@@ -57,7 +59,7 @@ func (t *thread) park(timeout time.Duration) error {
 			return nil
 		case interrupted:
 			if t.mustLook() {
-				return unix.EINTR
+				return t.parkEnd(unix.EINTR)
 			}
 			if !p.word.CompareAndSwap(interrupted, waiting) {
 				continue
