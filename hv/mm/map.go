@@ -154,10 +154,19 @@ func pageRange(addr, size uint64) (start, end uint64, err error) {
 
 func (s *Space) unmap(start, end uint64) error {
 	for _, a := range s.areas.remove(start, end) {
+		// The entries go first: a page that is dropped while its entry stands can be touched again at once, and
+		// the CPU would keep that translation when the page is given to somebody else.
+		type piece struct{ pa, size uint64 }
+		var gone []piece
 		err := s.tables.Visit(a.start, a.end, func(_, pa, size uint64) amd64.Action {
-			s.release(pa, size)
+			if s.ram.contains(pa) {
+				gone = append(gone, piece{pa, size})
+			}
 			return amd64.Unmap()
 		})
+		for _, p := range gone {
+			s.release(p.pa, p.size)
+		}
 		if err != nil {
 			return unix.ENOMEM
 		}
@@ -182,11 +191,8 @@ func (s *Space) unmap(start, end uint64) error {
 	return nil
 }
 
-// release gives RAM pages back once no host code works on them any more.
+// release gives RAM pages, which nothing maps any more, back once no host code works on them either.
 func (s *Space) release(pa, size uint64) {
-	if !s.ram.contains(pa) {
-		return
-	}
 	// Dropped at once, so that the guest cannot reach it any more; again later, so that it is zero.
 	s.ram.discard(pa, size)
 	s.pinMu.Lock()
