@@ -1,0 +1,113 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/grailos/grail/images/nested/plan"
+)
+
+func main() {
+	opt := options{}
+	flag.StringVar(&opt.build, "build", "build/nested", "folder for everything that is made")
+	flag.DurationVar(&opt.limit, "limit", 15*time.Minute, "time after which the machine is stopped")
+	flag.IntVar(&opt.cpus, "cpus", 2, "virtual CPUs of the machine")
+	flag.IntVar(&opt.memoryMiB, "memory", 1536, "its memory in MiB")
+	only := flag.String("only", "", "run only the steps whose names match this regular expression")
+	flag.StringVar(&opt.tests, "run", "", "of the Go tests, run only those that match (go test -run)")
+	flag.IntVar(&opt.count, "count", 1, "run the Go tests so many times (go test -count)")
+	flag.StringVar(&opt.qemuArgs, "qemu", "", "further arguments of QEMU, separated by spaces")
+	flag.BoolVar(&opt.verbose, "v", false, "print the machine's console and what every step printed")
+	flag.Parse()
+	var err error
+	if opt.only, err = regexp.Compile(*only); err == nil {
+		ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
+		err = run(ctx, &opt)
+		stop()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "test-nested:", err)
+		os.Exit(1)
+	}
+}
+
+// options are the command line.
+type options struct {
+	build     string
+	limit     time.Duration
+	cpus      int
+	memoryMiB int
+	only      *regexp.Regexp
+	tests     string
+	count     int
+	qemuArgs  string
+	verbose   bool
+}
+
+// errFailed ends the program after everything has been said.
+var errFailed = errors.New("failed")
+
+func run(ctx context.Context, opt *options) error {
+	if err := findTools(); err != nil {
+		return err
+	}
+	abs, err := filepath.Abs(opt.build)
+	if err != nil {
+		return err
+	}
+	opt.build = abs
+	begin := time.Now()
+	k, err := fetchKernel(ctx, filepath.Join(opt.build, "kernel"))
+	if err != nil {
+		return err
+	}
+	var t tree
+	var p plan.Plan
+	if p.Modules, err = k.addModules(&t, "kvm-amd"); err != nil {
+		return err
+	}
+	if p.Steps, err = makeSteps(ctx, opt, &t); err != nil {
+		return err
+	}
+	image := filepath.Join(opt.build, "initramfs")
+	if err := t.write(image, &p); err != nil {
+		return err
+	}
+	fmt.Printf("test-nested: %s, %d steps, made in %.1f s\n", k.version, len(p.Steps), time.Since(begin).Seconds())
+	m := machine{kernel: k.image, initramfs: image, results: filepath.Join(opt.build, "results"),
+		console: filepath.Join(opt.build, "console.log"), opt: opt}
+	begin = time.Now()
+	if err := m.run(ctx); err != nil {
+		return err
+	}
+	if !m.report(&p) {
+		return errFailed
+	}
+	fmt.Printf("test-nested: all passed inside the emulated machine, %.1f s\n", time.Since(begin).Seconds())
+	return nil
+}
+
+// findTools looks for the programs that are needed, and names the packages of those that are missing.
+func findTools() error {
+	for _, t := range []struct{ program, pack string }{
+		{qemu, "qemu-system-x86"}, {"mke2fs", "e2fsprogs"}, {"dpkg-deb", "dpkg"}, {"apt-get", "apt"}, {"go", "golang"},
+	} {
+		if _, err := exec.LookPath(t.program); err != nil {
+			if _, err := os.Stat("/usr/sbin/" + t.program); err == nil {
+				continue
+			}
+			return fmt.Errorf("%s not found; install the package %s", t.program, t.pack)
+		}
+	}
+	return nil
+}
