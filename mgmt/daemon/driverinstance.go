@@ -21,8 +21,9 @@ import (
 // driverInstance is one instance of a driver VM.
 type driverInstance struct {
 	*instance
-	status     *os.File // abi.StatusSize bytes, written by the guest
-	hostStatus *os.File // see hv.Spec.HostStatus
+	status     *os.File      // abi.StatusSize bytes, written by the guest
+	hostStatus *os.File      // see hv.Spec.HostStatus
+	period     time.Duration // of its heartbeat
 	hung       chan struct{}
 	hungSince  atomic.Int64 // Unix nanoseconds of the last sign of life, set before hung is closed
 	hungOnce   atomic.Bool
@@ -60,7 +61,7 @@ func (d *Daemon) launchDriver(dr *driver, generation int) (_ *driverInstance, er
 	if kvm != nil {
 		defer kvm.Close()
 	}
-	inst := &driverInstance{hung: make(chan struct{})}
+	inst := &driverInstance{hung: make(chan struct{}), period: dr.period()}
 	defer func() {
 		if err != nil {
 			inst.closePages()
@@ -183,6 +184,7 @@ func (i *driverInstance) attach(c *client) error {
 		c.mu.Unlock()
 		return nil
 	}
+	defer i.expectBeat()()
 	att := cloneAttachment(c.att)
 	_, got, err := i.call(hv.Request{Op: hv.OpAttach, ID: att.ID, Attachment: &att}, attachTimeout, c.fds()...)
 	closeFDs(got)

@@ -59,9 +59,7 @@ func (dr *driver) awaitFirst(inst *driverInstance, rec *recovery, quit <-chan st
 
 // watchBeat declares the instance hung when it is.
 func (dr *driver) watchBeat(inst *driverInstance, quit <-chan struct{}) {
-	dr.mu.Lock()
-	h := reincarnation.Heartbeat{Period: time.Duration(dr.rec.Config.HeartbeatMs) * time.Millisecond}
-	dr.mu.Unlock()
+	h := reincarnation.Heartbeat{Period: inst.period}
 	tick := time.NewTicker(h.Interval())
 	defer tick.Stop()
 	var threads schedule
@@ -100,6 +98,48 @@ func (dr *driver) watchBeat(inst *driverInstance, quit <-chan struct{}) {
 				return
 			}
 		}
+	}
+}
+
+// period returns the driver's heartbeat period.
+func (dr *driver) period() time.Duration {
+	return time.Duration(dr.rec.Config.HeartbeatMs) * time.Millisecond
+}
+
+// attachPatience is how many heartbeat periods a driver may be silent over a new client, whose memory it has to map.
+const attachPatience = 4
+
+// expectBeat declares the instance hung when it does not beat although it was given something to do, until stop is
+// called. It is for times when no client's ring tells that.
+func (i *driverInstance) expectBeat() (stop func()) {
+	quit := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		h := reincarnation.Heartbeat{Period: attachPatience * i.period}
+		tick := time.NewTicker(h.Interval())
+		defer tick.Stop()
+		var threads schedule
+		for {
+			select {
+			case <-quit:
+				return
+			case <-i.ended:
+				return
+			case <-tick.C:
+			}
+			sample := reincarnation.Sample{Beat: i.beat(), Busy: i.hostBusy(), Pending: true}
+			switch h.Observe(time.Now(), sample, func() time.Duration { return threads.starved() }) {
+			case reincarnation.Suspect:
+				threads.begin(i.proc.PID)
+			case reincarnation.Hung:
+				i.declareHung(h.Since())
+				return
+			}
+		}
+	})
+	return func() {
+		close(quit)
+		wg.Wait()
 	}
 }
 

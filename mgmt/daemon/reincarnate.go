@@ -155,6 +155,12 @@ func (dr *driver) serve(inst *driverInstance, rec *recovery) (*ending, error) {
 	var err error
 	select {
 	case err = <-up:
+	case <-inst.hung:
+		inst.askEnd(lastWord)
+		inst.end()
+		if err = <-up; err == nil {
+			err = errEnded
+		}
 	case <-dr.stop:
 		inst.end()
 		<-up

@@ -143,6 +143,9 @@ func (v *vm) start(ctx context.Context, files map[api.Role]*os.File) (err error)
 		ctx, cancel := context.WithTimeout(ctx, attachTimeout)
 		aerr := drivers[i].attach(ctx, c)
 		cancel()
+		if errors.Is(aerr, errLeft) {
+			break // the VM has ended already; its report says how
+		}
 		if aerr != nil {
 			v.d.log.Error("start", "vm", cfg.Name, "error", aerr)
 			_ = inst.proc.Kill()

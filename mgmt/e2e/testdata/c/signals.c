@@ -177,26 +177,26 @@ static void queued(void) {
 	CHECK(!sigprocmask(SIG_UNBLOCK, &set, 0));
 }
 
-static int depth, deepest;
+static volatile int depth, deepest;
 
 static void nest(int sig, siginfo_t *i, void *ctx) {
 	note(sig, i, ctx);
 	if (++depth > deepest)
 		deepest = depth;
-	if (depth < 10)
+	if (seen < 10)
 		raise(sig);
 	depth--;
 }
 
 static void nesting(void) {
 	catch(SIGUSR1, nest, SA_NODEFER);
-	deepest = 0;
+	seen = 0;
 	raise(SIGUSR1);
-	CHECK(deepest == 10);
-	catch(SIGUSR1, nest, 0);
-	deepest = 0, depth = 8;
+	CHECK(seen == 10 && deepest == 10 && depth == 0);
+	catch(SIGUSR1, nest, 0); // what is raised inside comes after
+	seen = deepest = 0;
 	raise(SIGUSR1);
-	CHECK(deepest == 9); // the one raised inside came after
+	CHECK(seen == 10 && deepest == 1);
 }
 
 static int pipe_ends[2];
@@ -420,7 +420,7 @@ static void timers(void) {
 	CHECK(!timer_gettime(id, &now) && now.it_interval.tv_nsec == 1000000);
 	CHECK(timer_getoverrun(id) >= 0);
 	CHECK(!timer_delete(id));
-	CHECK(timer_delete(id) == -1);
+	CHECK(timer_delete(id) != 0);
 
 	static atomic_int calls;
 	ev = (struct sigevent){.sigev_notify = SIGEV_THREAD, .sigev_notify_function = expired, .sigev_value.sival_ptr = &calls};
