@@ -65,11 +65,18 @@ type Frames interface {
 //
 // A hypervisor that shadows the tables (software KVM, or hardware without nested paging) is not told when the
 // tree changes, since it is changed from outside the guest. It copes with changed leaves whose pages it has
-// been made to drop, but not with a large page that turns into a table, so Tables flushes by itself
-// between the two; and tables are never freed.
+// been made to drop, but not with a large page that turns into a table or is mapped elsewhere: where the
+// host has small pages behind it, a table stands in the shadow that goes on to fill itself from where the large
+// page was. So Tables flushes by itself in between; and tables are never freed.
 type Tables struct {
 	frames Frames
 	root   uint64
+	stale  bool // a large page was unmapped since the last flush
+}
+
+func (t *Tables) flush() {
+	t.frames.Flush()
+	t.stale = false
 }
 
 // NewTables returns an empty tree.
@@ -101,8 +108,8 @@ func (t *Tables) walk(va uint64, want int, create bool) (e *uint64, level int, e
 			if err != nil {
 				return nil, level, err
 			}
-			if v&wasLarge != 0 {
-				t.frames.Flush()
+			if v&wasLarge != 0 && t.stale {
+				t.flush()
 			}
 			v = pa | tableBits
 			storeEntry(e, v)
@@ -131,6 +138,9 @@ func (t *Tables) MapLarge(va, pa uint64, perm Perm) error {
 	e, _, err := t.walk(va, 1, true)
 	if err != nil {
 		return err
+	}
+	if *e&wasLarge != 0 && t.stale {
+		t.flush()
 	}
 	storeEntry(e, pa|perm.bits()|ptePS)
 	return nil
@@ -178,7 +188,7 @@ func (t *Tables) split(va uint64) error {
 		table[i] = *e&^ptePS + uint64(i)*PageSize
 	}
 	storeEntry(e, wasLarge)
-	t.frames.Flush()
+	t.flush()
 	storeEntry(e, pa|tableBits)
 	return nil
 }
@@ -205,6 +215,7 @@ func (t *Tables) Visit(start, end uint64, f func(va, pa, size uint64) Action) er
 		case a.unmap:
 			if level > 0 {
 				storeEntry(e, wasLarge)
+				t.stale = true
 			} else {
 				storeEntry(e, 0)
 			}

@@ -146,6 +146,31 @@ func TestLargeToSmallFlushes(t *testing.T) {
 	}
 }
 
+// Nor may another large page take the place of one without a flush; one flush serves all that were unmapped.
+func TestLargeToLargeFlushes(t *testing.T) {
+	tables, p := newTables(t, 100)
+	mapAll := func(pa uint64) {
+		for i := range uint64(3) {
+			if err := tables.MapLarge((1+i)*LargePage, pa+i*LargePage, PermUser); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	mapAll(0)
+	if p.flushes != 0 {
+		t.Errorf("%d flushes where nothing was mapped before", p.flushes)
+	}
+	for round := range 3 {
+		if err := tables.Visit(LargePage, 4*LargePage, func(_, _, _ uint64) Action { return Unmap() }); err != nil {
+			t.Fatal(err)
+		}
+		mapAll(uint64(round+1) * 8 * LargePage)
+		if p.flushes != round+1 {
+			t.Errorf("%d flushes after %d rounds", p.flushes, round+1)
+		}
+	}
+}
+
 func TestNoTables(t *testing.T) {
 	tables, _ := newTables(t, 3)
 	if err := tables.Map(0, 0, PermUser); err != ErrNoTable {
