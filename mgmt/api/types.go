@@ -174,7 +174,7 @@ type Crash struct {
 	Detected time.Time `json:"detected,omitzero"`
 	Stopped  time.Time `json:"stopped,omitzero"` // nothing that it began can land any more
 	Launched time.Time `json:"launched,omitzero"`
-	Ready    time.Time `json:"ready,omitzero"`
+	Ready    time.Time `json:"ready,omitzero"` // the next instance takes clients
 	Attached time.Time `json:"attached,omitzero"`
 	First    time.Time `json:"first,omitzero"` // first request completed by the next instance
 	// RecoverMs is First, or Attached when no request was waiting, minus Crashed.

@@ -140,8 +140,8 @@ func (d *Daemon) taken(name string) error {
 	return nil
 }
 
-// CreateVM makes a personality VM.
-func (d *Daemon) CreateVM(cfg api.VMConfig) error {
+// CreateVM makes a personality VM. With durable it returns when that is on disk; otherwise a kill of graild may undo it.
+func (d *Daemon) CreateVM(cfg api.VMConfig, durable bool) error {
 	if err := checkVM(&cfg); err != nil {
 		return err
 	}
@@ -166,6 +166,9 @@ func (d *Daemon) CreateVM(cfg api.VMConfig) error {
 	}
 	d.vms[cfg.Name] = d.newVM(rec)
 	d.mu.Unlock()
+	if !durable {
+		return nil
+	}
 	if err := d.store.PutVM(rec); err != nil {
 		d.mu.Lock()
 		delete(d.vms, cfg.Name)

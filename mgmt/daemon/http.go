@@ -73,6 +73,9 @@ func (d *Daemon) Handler(shutdown func()) http.Handler {
 				return nil, err
 			}
 		}
+		if err := d.store.Sync(); err != nil {
+			return nil, err
+		}
 		return d.store.Crashes(name)
 	})
 	return mux
@@ -115,7 +118,8 @@ func (d *Daemon) createVM(r *http.Request) (any, error) {
 	if err := decode(r, &req); err != nil {
 		return nil, err
 	}
-	if err := d.CreateVM(req.Config); err != nil {
+	// The start of the VM writes the record: one wait for the disk instead of two.
+	if err := d.CreateVM(req.Config, req.Start == nil); err != nil {
 		return nil, err
 	}
 	if req.Start == nil {

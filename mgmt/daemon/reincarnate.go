@@ -241,6 +241,9 @@ func (dr *driver) bringUp(inst *driverInstance, rec *recovery) error {
 	if err != nil {
 		return err
 	}
+	if rec != nil {
+		rec.crash.Ready = time.Now()
+	}
 	dr.keepServed(inst, st.Attached)
 	tried := map[*client]bool{}
 	for {

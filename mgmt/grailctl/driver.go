@@ -251,6 +251,7 @@ func showCrash(w io.Writer, r api.Crash) {
 	step("detected", r.Detected)
 	step("stopped", r.Stopped)
 	step("launched", r.Launched)
+	step("ready", r.Ready)
 	step("attached", r.Attached)
 	step("first", r.First)
 	if t := r.Trace; t != nil {

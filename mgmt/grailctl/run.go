@@ -247,17 +247,8 @@ func (c *cli) startHere(ctx context.Context, dirs place.Dirs, cfg api.VMConfig, 
 		if err != nil {
 			return v, err
 		}
-		if runs == notCreated {
-			v, err = client.CreateVM(ctx, api.CreateVM{Config: cfg})
-		}
-		if err == nil {
-			v, err = handOverAndStart(ctx, client, dirs, cfg.Name, files)
-		}
+		v, err = handOverAndStart(ctx, client, dirs, cfg, runs == notCreated, files)
 		if !api.Down(err) {
-			if err != nil && runs == notCreated && api.KindOf(err) != api.Exists {
-				// A VM that never ran is not worth keeping.
-				_ = client.RemoveVM(ctx, cfg.Name, true)
-			}
 			return v, err
 		}
 		var now api.VM
@@ -267,6 +258,7 @@ func (c *cli) startHere(ctx context.Context, dirs place.Dirs, cfg api.VMConfig, 
 		})
 		switch {
 		case api.KindOf(err) == api.NotFound && err != nil:
+			runs = notCreated
 		case err != nil:
 			return v, err
 		case now.State != api.Created && now.Generation > max(runs, 0):
@@ -277,13 +269,19 @@ func (c *cli) startHere(ctx context.Context, dirs place.Dirs, cfg api.VMConfig, 
 	}
 }
 
-func handOverAndStart(ctx context.Context, client *api.Client, dirs place.Dirs, name string, files map[api.Role]*os.File) (api.VM, error) {
+// handOverAndStart starts a VM, which it makes if create is set; if that fails, there is none.
+func handOverAndStart(ctx context.Context, client *api.Client, dirs place.Dirs, cfg api.VMConfig, create bool,
+	files map[api.Role]*os.File) (api.VM, error) {
 	ticket, release, err := api.HandOver(dirs.Handover(), present(files))
 	if err != nil {
 		return api.VM{}, err
 	}
 	defer release()
-	return client.StartVM(ctx, name, api.StartVM{Ticket: ticket})
+	start := api.StartVM{Ticket: ticket}
+	if create {
+		return client.CreateVM(ctx, api.CreateVM{Config: cfg, Start: &start})
+	}
+	return client.StartVM(ctx, cfg.Name, start)
 }
 
 // passSignals sends signals on to the guest. A second SIGINT ends the VM.

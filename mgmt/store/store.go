@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -52,8 +53,8 @@ type Store struct {
 }
 
 type job struct {
-	apply func(*bolt.Tx) error
-	done  chan error // nil: nobody waits
+	apply func(*bolt.Tx) error // nil: nothing, but in its turn
+	done  chan error           // nil: nobody waits
 }
 
 // Open opens or creates the store at path. It fails when another process has it open. onError is told of writes
@@ -149,7 +150,7 @@ func (s *Store) Close() error {
 }
 
 // Sync returns when every write asked for before is on disk.
-func (s *Store) Sync() error { return s.update(func(*bolt.Tx) error { return nil }) }
+func (s *Store) Sync() error { return s.update(nil) }
 
 // update queues a write and waits for it.
 func (s *Store) update(apply func(*bolt.Tx) error) error {
@@ -192,14 +193,7 @@ func (s *Store) write() {
 		if len(jobs) == 0 {
 			return
 		}
-		err := s.db.Update(func(tx *bolt.Tx) error {
-			for _, j := range jobs {
-				if err := j.apply(tx); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
+		err := s.commit(jobs)
 		for _, j := range jobs {
 			if j.done != nil {
 				j.done <- err
@@ -208,6 +202,24 @@ func (s *Store) write() {
 			}
 		}
 	}
+}
+
+// commit makes writes in one transaction, none if there is nothing to write.
+func (s *Store) commit(jobs []job) error {
+	if !slices.ContainsFunc(jobs, func(j job) bool { return j.apply != nil }) {
+		return nil
+	}
+	return s.db.Update(func(tx *bolt.Tx) error {
+		for _, j := range jobs {
+			if j.apply == nil {
+				continue
+			}
+			if err := j.apply(tx); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 func put(bucket, key []byte, v any) (func(*bolt.Tx) error, error) {
