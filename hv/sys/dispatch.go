@@ -124,6 +124,12 @@ func (t *thread) serve(nr uint64, a [6]uint64) (uint64, error) {
 		return t.rtSigpending(a)
 	case unix.SYS_RT_SIGSUSPEND:
 		return t.rtSigsuspend(a)
+	case unix.SYS_RT_SIGTIMEDWAIT:
+		return t.rtSigtimedwait(a)
+	case unix.SYS_RT_SIGQUEUEINFO:
+		return t.rtSigqueueinfo(int32(a[0]), 0, int32(a[1]), a[2])
+	case unix.SYS_RT_TGSIGQUEUEINFO:
+		return t.rtSigqueueinfo(int32(a[0]), int32(a[1]), int32(a[2]), a[3])
 	case unix.SYS_PAUSE:
 		t.parked.arm()
 		return 0, t.park(forever)

@@ -105,12 +105,12 @@ func (s *signals) send(t *thread, info siginfo) {
 	target := t
 	if t == nil {
 		for _, other := range all { // any that does not block it; the main thread first, as Linux
-			if other.mask&bit(sig) == 0 && (target == nil || other.tid < target.tid) {
+			if (other.mask&^other.wanted)&bit(sig) == 0 && (target == nil || other.tid < target.tid) {
 				target = other
 			}
 		}
 	}
-	if s.ignored(sig) && (target == nil || target.mask&bit(sig) == 0) {
+	if s.ignored(sig) && (target == nil || (target.mask|target.wanted)&bit(sig) == 0) {
 		s.mu.Unlock()
 		return
 	}
@@ -135,15 +135,20 @@ func (s *signals) send(t *thread, info siginfo) {
 func (t *thread) mustLook() bool {
 	s := &t.g.signals
 	s.mu.Lock()
-	due := (t.pending | s.pending) &^ t.mask
+	due := (t.pending | s.pending) &^ (t.mask &^ t.wanted)
 	s.mu.Unlock()
 	return due != 0 || t.g.ending()
 }
 
 // take removes and returns the next due signal. The caller holds s.mu.
 func (t *thread) take() (siginfo, bool) {
+	return t.takeOf(^t.mask)
+}
+
+// takeOf removes and returns the next pending signal of set. The caller holds s.mu.
+func (t *thread) takeOf(set uint64) (siginfo, bool) {
 	s := &t.g.signals
-	due := (t.pending | s.pending) &^ t.mask
+	due := (t.pending | s.pending) & set
 	if due == 0 {
 		return siginfo{}, false
 	}
@@ -394,13 +399,16 @@ func (t *thread) sigaltstack(a [6]uint64) (uint64, error) {
 
 // kill serves kill, tkill, tgkill and rt_sigqueueinfo. There is one process, 1, whose threads are numbered from 1.
 func (t *thread) kill(pid int32, tid int32, sig int32, code int) (uint64, error) {
+	return t.killWith(pid, tid, sig, siginfo{signo: int(sig), code: code, a: 1})
+}
+
+func (t *thread) killWith(pid, tid, sig int32, info siginfo) (uint64, error) {
 	if sig < 0 || sig > numSignals || pid > 1 {
 		if pid > 1 {
 			return 0, unix.ESRCH
 		}
 		return 0, unix.EINVAL
 	}
-	info := siginfo{signo: int(sig), code: code, a: 1}
 	var target *thread
 	if tid != 0 {
 		t.g.mu.Lock()

@@ -24,6 +24,7 @@ type thread struct {
 
 	// Signals. Guarded by g.signals.mu.
 	mask     uint64
+	wanted   uint64 // waited for in rt_sigtimedwait
 	pending  uint64
 	infos    map[int]siginfo
 	altStack sigStack
