@@ -27,6 +27,7 @@ func main() {
 	flag.StringVar(&opt.tests, "run", "", "of the Go tests, run only those that match (go test -run)")
 	flag.IntVar(&opt.count, "count", 1, "run the Go tests so many times (go test -count)")
 	flag.StringVar(&opt.qemuArgs, "qemu", "", "further arguments of QEMU, separated by spaces")
+	flag.BoolVar(&opt.makeOnly, "make", false, "only make the machine's files")
 	flag.BoolVar(&opt.verbose, "v", false, "print the machine's console and what every step printed")
 	flag.Parse()
 	var err error
@@ -51,6 +52,7 @@ type options struct {
 	tests     string
 	count     int
 	qemuArgs  string
+	makeOnly  bool
 	verbose   bool
 }
 
@@ -84,6 +86,9 @@ func run(ctx context.Context, opt *options) error {
 		return err
 	}
 	fmt.Printf("test-nested: %s, %d steps, made in %.1f s\n", k.version, len(p.Steps), time.Since(begin).Seconds())
+	if opt.makeOnly {
+		return nil
+	}
 	m := machine{kernel: k.image, initramfs: image, results: filepath.Join(opt.build, "results"),
 		console: filepath.Join(opt.build, "console.log"), opt: opt}
 	begin = time.Now()
