@@ -48,6 +48,7 @@ lint: ## gofmt and go vet
 
 images: build ## build the guest programs and the files of the emulated test machine
 	@images/setup nested
+	@images/nested/run -make
 
 clean: ## remove everything that was built
 	rm -rf $(BIN) build bench.json
