@@ -526,7 +526,11 @@ func TestAdopt(t *testing.T) {
 		d, _ = r.client.Driver(ctx(t), "blk0")
 		return d.State == api.Ready && d.Generation == 2
 	})
-	list, _ := r.client.Crashes(ctx(t), "blk0")
+	var list []api.Crash
+	eventually(t, "recorded", func() bool { // once the first request is served again, or given up on
+		list, _ = r.client.Crashes(ctx(t), "blk0")
+		return len(list) > 0
+	})
 	if len(list) != 1 || list[0].Cause != hv.CauseHang {
 		t.Errorf("%+v", list)
 	}
