@@ -138,6 +138,9 @@ func (p *ProcessGuest) serve(c *process.Call) {
 			err = unix.ENOSYS
 		case errno != 0:
 			err = errno
+			if errno == unix.EPIPE { // withheld until the call has returned
+				_ = p.guest.Signal(unix.SIGPIPE)
+			}
 		}
 	}
 	if err == unix.EINTR && restartable(nr, c.Args) {
@@ -208,8 +211,26 @@ func (p *ProcessGuest) identity(f *forwarded, nr uint64, a [6]uint64) (uint64, e
 		return 0, f.CopyOut(a[1], rlimit(a[0], p.cfg.MaxThreads)), true
 	case unix.SYS_PRCTL:
 		return 0, unix.EINVAL, true
+	case unix.SYS_KILL:
+		return 0, p.kill(int32(a[0]), int32(a[1])), true
+	case unix.SYS_TGKILL, unix.SYS_TKILL, unix.SYS_RT_SIGQUEUEINFO, unix.SYS_RT_TGSIGQUEUEINFO:
+		return 0, unix.ESRCH, true // those for the guest itself do not come here
 	}
 	return 0, nil, false
+}
+
+// kill serves kill(2) but for process 1, whose signals are the host kernel's business: groups, of which there is
+// one, and processes that do not exist.
+func (p *ProcessGuest) kill(pid, sig int32) error {
+	switch {
+	case sig < 0 || sig > numSignals:
+		return unix.EINVAL
+	case pid > 1:
+		return unix.ESRCH
+	case sig != 0:
+		_ = p.guest.Signal(unix.Signal(sig)) // the caller is there, so its process is
+	}
+	return nil
 }
 
 // CopyIn implements vfs.Mem.
