@@ -75,6 +75,8 @@ func (s *Space) Populate(start, end uint64) {
 // faultSmall maps the page at addr, and those around it in the same area that are not mapped yet.
 func (s *Space) faultSmall(a *area, addr uint64) error {
 	window := addr &^ (around*page - 1)
+	var fresh span // the pages just given out, as far as they are neighbours in RAM
+	defer func() { s.ram.populate(fresh) }()
 	for va := max(a.start, window); va < min(a.end, window+around*page); va += page {
 		if _, _, size := s.tables.Lookup(va); size != 0 {
 			continue
@@ -96,6 +98,11 @@ func (s *Space) faultSmall(a *area, addr uint64) error {
 			}
 			return noMemory(err)
 		}
+		if fresh.pa+fresh.size != pa {
+			s.ram.populate(fresh)
+			fresh = span{pa: pa}
+		}
+		fresh.size += page
 	}
 	return nil
 }

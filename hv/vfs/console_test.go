@@ -231,9 +231,16 @@ func TestTerminal(t *testing.T) {
 	}
 	g.fails(unix.ENOTTY, unix.SYS_IOCTL, 0, unix.TIOCSWINSZ, p)
 	g.write(0, "out\n") // a terminal is open for both
-	b := make([]byte, 10)
-	if n, _ := unix.Read(m, b); string(b[:n]) != "out\r\n" {
-		t.Errorf("%q", b[:n])
+	b := make([]byte, len("out\r\n"))
+	for n := 0; n < len(b); { // the line discipline may hand over a line in parts
+		k, err := unix.Read(m, b[n:])
+		if err != nil || k == 0 {
+			t.Fatalf("read %q, then %d: %v", b[:n], k, err)
+		}
+		n += k
+	}
+	if string(b) != "out\r\n" {
+		t.Errorf("%q", b)
 	}
 	unix.Write(m, []byte("in\n"))
 	if s := g.read(0, 10); s != "in\n" {

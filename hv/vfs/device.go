@@ -1,6 +1,8 @@
 package vfs
 
 import (
+	"sync/atomic"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/grailos/grail/hv/abi"
@@ -14,7 +16,9 @@ type device struct {
 	rights uint32
 	label  string
 	id     uint64 // see Mapping.Object
-	fixed  int64  // size of the host's file when the guest got it; 0 for what is no regular file
+	// uncached is set when the host cannot read without waiting; see Call.readCached.
+	uncached atomic.Bool
+	fixed    int64 // size of the host's file when the guest got it; 0 for what is no regular file
 }
 
 // regularSize returns the size of a regular file, and 0 for anything else.

@@ -135,10 +135,17 @@ func (d *device) segments(c *Call, read bool, off, addr uint64, n uint32) (uint6
 	}
 	u := &c.in
 	u.c, u.write, u.left, u.vecs, u.host, u.local = c, read, total, c.vecs, nil, false
+	u.cached = read && !d.uncached.Load()
+	defer func() { u.cached = false }()
 	for at := int64(off); u.left > 0; {
 		k, e := u.transfer(d.fd, at, u.left)
 		switch {
 		case e == unix.EINTR:
+		case u.cached && (e != 0 || k == 0):
+			u.cached = false
+			if e == unix.EOPNOTSUPP || e == unix.ENOSYS {
+				d.uncached.Store(true)
+			}
 		case e != 0:
 			return 0, e
 		case k == 0 && read:

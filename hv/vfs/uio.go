@@ -18,8 +18,10 @@ type uio struct {
 	vecs  []vec
 	host  []byte
 	local bool // the data is in host, not in vecs
-	segs  [][]byte
-	rel   []func()
+	// cached makes transfer read only what the host has in memory; see Call.readCached.
+	cached bool
+	segs   [][]byte
+	rel    []func()
 }
 
 // set1 makes u one guest range.
@@ -193,7 +195,12 @@ func (u *uio) transfer(fd int, off int64, limit uint64) (uint64, unix.Errno) {
 		return 0, e
 	}
 	if ok {
-		n, e := u.c.hostIO(fd, segs, off, u.write)
+		var n uint64
+		if u.cached {
+			n, e = u.c.readCached(fd, segs, off)
+		} else {
+			n, e = u.c.hostIO(fd, segs, off, u.write)
+		}
 		u.done()
 		if e == 0 {
 			u.advance(n)

@@ -173,8 +173,8 @@ static void refused(void) {
 	p = mmap((void *)0x123450000, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	CHECK(p == (void *)0x123450000 && !munmap(p, 4096));
 	// A lot of address space costs nothing until it is touched.
-	p = mmap(0, (size_t)1 << 40, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	CHECK(p != MAP_FAILED && !munmap(p, (size_t)1 << 40));
+	p = mmap(0, (size_t)1 << 36, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	CHECK(p != MAP_FAILED && !munmap(p, (size_t)1 << 36));
 	// System calls check what they are given.
 	CHECK(write(1, (void *)0x1000, 10) == -1 && errno == EFAULT);
 	p = mmap(0, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
