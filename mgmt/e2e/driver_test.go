@@ -31,6 +31,7 @@ type verifier struct {
 func (r *rig) verify(disk string, d time.Duration) *verifier {
 	r.t.Helper()
 	v := &verifier{r: r}
+	d = (d + 15*r.unit).Round(time.Second)
 	v.cmd = r.command("run", "--rm", "--name", "v", "--engine", string(r.engine), "--disk", disk, "--",
 		filepath.Join(r.dir, "verify"), "-disk", filepath.Base(disk), "-mib", "16", "-seed", "7", "-time", d.String())
 	v.cmd.Stdout, v.cmd.Stderr = &v.out, &v.out
@@ -61,7 +62,7 @@ func (r *rig) serving(name string, generation int) func() bool {
 func TestDriverCrashes(t *testing.T) {
 	onEngines(t, func(r *rig) {
 		r.ctl("driver", "create", "blk", "blk0", "--engine", string(r.engine), "--disk", "d="+r.disk(32<<20))
-		v := r.verify("blk0/d", 3*time.Second)
+		v := r.verify("blk0/d", 2*time.Second)
 		r.eventually("the client", r.serving("blk0", 1))
 		how := []string{"kill", "fault", "hang"}
 		for i, h := range how {
@@ -104,7 +105,7 @@ func TestDriverCrashes(t *testing.T) {
 func TestDaemonDiesUnderLoad(t *testing.T) {
 	onEngines(t, func(r *rig) {
 		r.ctl("driver", "create", "blk", "blk0", "--engine", string(r.engine), "--disk", "d="+r.disk(32<<20))
-		v := r.verify("blk0/d", 3*time.Second)
+		v := r.verify("blk0/d", 2*time.Second)
 		r.eventually("the client", r.serving("blk0", 1))
 		r.killDaemon()
 		r.eventually("adopted", r.serving("blk0", 1))

@@ -56,6 +56,7 @@ type rig struct {
 	dirs   place.Dirs
 	engine hv.Engine
 	client *api.Client
+	unit   time.Duration // how long a small VM takes from start to end here and now: busy hosts are slow
 }
 
 // onEngines runs a test on every engine of the host.
@@ -87,6 +88,9 @@ func newRig(t *testing.T, e hv.Engine) *rig {
 		t.Skipf("SKIPPED: VMs cannot run here:\n%s", out)
 	}
 	t.Cleanup(r.cleanUp)
+	began := time.Now()
+	r.ctl(r.guest(nil, "echo")...)
+	r.unit = time.Since(began)
 	return r
 }
 
@@ -229,7 +233,7 @@ func (r *rig) killDaemon() {
 // eventually waits until ok holds.
 func (r *rig) eventually(what string, ok func() bool) {
 	r.t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(20*time.Second + 50*r.unit)
 	for !ok() {
 		if time.Now().After(deadline) {
 			r.t.Fatalf("never: %s", what)

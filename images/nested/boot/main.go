@@ -6,7 +6,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"regexp"
@@ -107,10 +106,7 @@ func findTools() error {
 	for _, t := range []struct{ program, pack string }{
 		{qemu, "qemu-system-x86"}, {"mke2fs", "e2fsprogs"}, {"dpkg-deb", "dpkg"}, {"apt-get", "apt"}, {"go", "golang"},
 	} {
-		if _, err := exec.LookPath(t.program); err != nil {
-			if _, err := os.Stat("/usr/sbin/" + t.program); err == nil {
-				continue
-			}
+		if _, err := findTool(t.program); err != nil {
 			return fmt.Errorf("%s not found; install the package %s", t.program, t.pack)
 		}
 	}

@@ -11,27 +11,30 @@ import (
 	"github.com/grailos/grail/images/nested/plan"
 )
 
-// programs are what is compiled into the machine's /bin, by package.
-var programs = map[string]string{
-	"grailctl":    "./mgmt/grailctl",
-	"graild":      "./mgmt/graild",
-	"grailvm":     "./hv/grailvm",
-	"grailport":   "./hv/grailport",
-	"drivers/blk": "./drivervms/blk/guest",
-	"hello":       "./personalities/native/examples/hello",
-	"fshash":      "./personalities/native/examples/fshash",
+// programs are what is compiled into the machine's /bin, as the Makefile does it into bin.
+var programs = []struct{ out, pkg string }{
+	{"grailctl", "./mgmt/grailctl"},
+	{"graild", "./mgmt/graild"},
+	{"grailvm", "./hv/grailvm"},
+	{"grailport", "./hv/grailport"},
+	{"demo", "./mgmt/demo"},
+	{"drivers/blk", "./drivervms/blk/guest"},
+	{"examples/hello", "./personalities/native/examples/hello"},
+	{"examples/fshash", "./personalities/native/examples/fshash"},
 }
 
 // testPackages are the packages whose tests run inside.
 var testPackages = []string{"arch/amd64", "vcpu/kvm", "hv/mm", "hv/sys"}
 
+// demoSource is the part of the Go installation's sources that the demo hashes inside: some 1,300 files, enough to crash a driver in the
+// middle of each of its passes.
+const demoSource = "src/internal"
+
 // makeSteps compiles what the steps need, puts it into t, and returns the steps that opt asks for.
 func makeSteps(ctx context.Context, opt *options, t *tree) ([]plan.Step, error) {
-	bin := filepath.Join(opt.build, "bin")
-	if err := goBuild(ctx, filepath.Join(bin, "init"), "./images/nested/init"); err != nil {
+	if err := opt.install(ctx, t, "/init", "./images/nested/init"); err != nil {
 		return nil, err
 	}
-	t.file("/init", filepath.Join(bin, "init"), 0o755)
 	// What tests take for a program that is no guest, and for a file that is no program.
 	t.data("/bin/sh", []byte("#!/init\n"), 0o755)
 	t.data("/etc/passwd", []byte("root:x:0:0::/:/bin/sh\n"), 0o644)
@@ -45,7 +48,51 @@ func makeSteps(ctx context.Context, opt *options, t *tree) ([]plan.Step, error) 
 			steps = append(steps, *s)
 		}
 	}
-	return steps, nil
+	product, err := productSteps(ctx, opt, t)
+	return append(steps, product...), err
+}
+
+// productSteps are those that use Grail as a person would.
+func productSteps(ctx context.Context, opt *options, t *tree) ([]plan.Step, error) {
+	all := []plan.Step{
+		{Name: "doctor", Argv: []string{"/bin/grailctl", "doctor"}, TimeoutSeconds: 60},
+		{Name: "hello", Argv: []string{"/bin/grailctl", "run", "--rm", "--engine", "kvm", "--", "/bin/examples/hello", "nested"},
+			TimeoutSeconds: 60},
+		{Name: "demo", Argv: []string{"/bin/demo", "-engine", "kvm", "-src", "/demo"}, TimeoutSeconds: 240},
+	}
+	var steps []plan.Step
+	for _, s := range all {
+		if opt.only.MatchString(s.Name) {
+			steps = append(steps, s)
+		}
+	}
+	if len(steps) == 0 {
+		return nil, nil
+	}
+	for _, p := range programs {
+		if err := opt.install(ctx, t, "/bin/"+p.out, p.pkg); err != nil {
+			return nil, err
+		}
+	}
+	if err := addTools(ctx, t, "mke2fs", "xargs", "sha256sum"); err != nil {
+		return nil, err
+	}
+	root, err := exec.CommandContext(ctx, "go", "env", "GOROOT").Output()
+	if err != nil {
+		return nil, fmt.Errorf("go env GOROOT: %w", err)
+	}
+	src, err := filepath.EvalSymlinks(filepath.Join(strings.TrimSpace(string(root)), demoSource))
+	if err != nil {
+		return nil, err
+	}
+	return steps, t.folder("/demo", src)
+}
+
+// install compiles a command and puts it into t.
+func (opt *options) install(ctx context.Context, t *tree, path, pkg string) error {
+	out := filepath.Join(opt.build, "bin", path)
+	t.file(path, out, 0o755)
+	return goTool(ctx, "build", "-trimpath", "-o", out, pkg)
 }
 
 // guestsDir is where the tests find the guests that they would otherwise compile.
@@ -107,11 +154,6 @@ func makeGuests(ctx context.Context, binary, pkg, dir string) error {
 		return fmt.Errorf("compile the guests of %s: %w\n%s", pkg, err, out)
 	}
 	return nil
-}
-
-// goBuild compiles a command.
-func goBuild(ctx context.Context, out, pkg string) error {
-	return goTool(ctx, "build", "-o", out, pkg)
 }
 
 // goTool runs the go command for a static program.
