@@ -94,6 +94,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 	}
 	w := &work{d: d}
 	if err := w.run(ctx); err != nil {
+		fmt.Fprint(os.Stderr, d.box.Account(context.WithoutCancel(ctx)))
 		return err
 	}
 	if err := d.compare(ctx, files); err != nil {

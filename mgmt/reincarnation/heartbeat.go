@@ -42,9 +42,10 @@ type Heartbeat struct {
 
 	started bool
 	beat    uint64
-	last    time.Time // of the last sample
-	still   time.Time // the last sign of life, or of having nothing to do
-	rung    time.Time // when it became Suspect; zero: it is not
+	last    time.Time     // of the last sample
+	still   time.Time     // the last sign of life, or of having nothing to do
+	unseen  time.Duration // since then: when nobody looked
+	rung    time.Time     // when it became Suspect; zero: it is not
 }
 
 // Interval returns how long to wait between two samples.
@@ -56,20 +57,24 @@ func (h *Heartbeat) Since() time.Time { return h.still }
 // Observe takes a sample made at now. excuse is how long the driver's threads were ready to run since Since and got no
 // processor; it is only asked for when it matters, and may be nil.
 func (h *Heartbeat) Observe(now time.Time, s Sample, excuse func() time.Duration) Verdict {
-	// A watcher that was itself kept from running for half a period knows nothing about that time.
-	blind := h.started && now.Sub(h.last) > h.Period/2+h.Interval()
-	fresh := !h.started || blind || s.Beat != h.beat || s.Busy || !s.Pending
+	fresh := !h.started || s.Beat != h.beat || s.Busy || !s.Pending
+	// A watcher that was itself kept from running for half a period knows nothing about that time. It has looked once
+	// nevertheless: where a driver in a loop keeps the watcher waiting every time, it is still found out.
+	if gap := now.Sub(h.last); h.started && gap > h.Period/2+h.Interval() {
+		h.unseen += gap - h.Interval()
+	}
 	h.started, h.beat, h.last = true, s.Beat, now
 	if fresh {
-		h.still, h.rung = now, time.Time{}
+		h.still, h.unseen, h.rung = now, 0, time.Time{}
 		return Alive
 	}
 	silent := now.Sub(h.still)
+	seen := silent - h.unseen
 	switch {
-	case h.rung.IsZero() && silent >= h.Period*2/samplesPerPeriod:
+	case h.rung.IsZero() && seen >= h.Period*2/samplesPerPeriod:
 		h.rung = now
 		return Suspect
-	case h.rung.IsZero() || silent < h.Period:
+	case h.rung.IsZero() || seen < h.Period:
 		return Alive
 	}
 	if excuse != nil && silent < h.Period+excuse() {

@@ -80,6 +80,26 @@ func TestHeartbeatBlindWatcher(t *testing.T) {
 	}
 }
 
+// TestHeartbeatLateEveryTime: a driver in a loop may be what keeps the watcher from its processor.
+func TestHeartbeatLateEveryTime(t *testing.T) {
+	for _, beats := range []bool{false, true} {
+		h := Heartbeat{Period: period}
+		now, looks := time.Unix(1000, 0), 0
+		for v := Alive; v != Hung && looks < 50; looks++ {
+			s := Sample{Beat: 1, Pending: true}
+			if beats {
+				s.Beat = uint64(looks)
+			}
+			// At worst all of the time was the host's fault, as far as such an excuse goes.
+			v = h.Observe(now, s, func() time.Duration { return now.Sub(h.Since()) * 10 / 11 })
+			now = now.Add(2 * period)
+		}
+		if hung := looks < 50; hung == beats {
+			t.Errorf("beating %v: hung %v", beats, hung)
+		}
+	}
+}
+
 func TestBackoff(t *testing.T) {
 	var b Backoff
 	want := []time.Duration{0, 0, 0, 100, 200, 400, 800, 1600, 3200, 6400, 12800, 25600, 30000, 30000}

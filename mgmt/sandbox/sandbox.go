@@ -15,18 +15,20 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/grailos/grail/mgmt/api"
+	"github.com/grailos/grail/mgmt/place"
 )
 
 // Sandbox is a private Grail. Its methods may be called from any goroutine.
 type Sandbox struct {
-	bin string
-	env []string
+	bin, state string
+	env        []string
 }
 
 // New returns a sandbox that uses the programs in bin and keeps its state and sockets in dir. Nothing is started.
 func New(bin, dir string) *Sandbox {
-	return &Sandbox{bin: bin, env: append(os.Environ(),
-		"GRAIL_STATE_DIR="+filepath.Join(dir, "state"), "GRAIL_RUN_DIR="+filepath.Join(dir, "run"), "GRAIL_LIBEXEC="+bin)}
+	state := filepath.Join(dir, "state")
+	return &Sandbox{bin: bin, state: state, env: append(os.Environ(),
+		"GRAIL_STATE_DIR="+state, "GRAIL_RUN_DIR="+filepath.Join(dir, "run"), "GRAIL_LIBEXEC="+bin)}
 }
 
 // Program returns the path of one of the programs that belong to the sandbox, such as "examples/hello".
@@ -75,6 +77,27 @@ func (s *Sandbox) Ask(ctx context.Context, answer any, args ...string) error {
 func (s *Sandbox) Driver(ctx context.Context, name string) (d api.Driver, err error) {
 	err = s.Ask(ctx, &d, "inspect", name)
 	return d, err
+}
+
+// lastWords bounds what Account returns of graild's log, in bytes.
+const lastWords = 4 << 10
+
+// Account returns what a person wants to see when something went wrong: the drivers, the VMs, and the end of graild's log.
+func (s *Sandbox) Account(ctx context.Context) string {
+	var b strings.Builder
+	for _, args := range [][]string{{"driver", "ls"}, {"driver", "crashes"}, {"ps", "--all"}} {
+		out, err := s.Do(ctx, args...)
+		if err != nil {
+			out = []byte(err.Error() + "\n")
+		}
+		fmt.Fprintf(&b, "grailctl %s\n%s", strings.Join(args, " "), out)
+	}
+	log, err := os.ReadFile(place.Dirs{State: s.state}.Log())
+	if err != nil {
+		return b.String() + err.Error() + "\n"
+	}
+	fmt.Fprintf(&b, "the end of graild's log\n%s", log[max(0, len(log)-lastWords):])
+	return b.String()
 }
 
 // cleanTimeout is how long the removal of everything may take.

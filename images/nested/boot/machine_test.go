@@ -20,7 +20,7 @@ func fakeQEMU(t *testing.T, script string) *machine {
 	}
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 	return &machine{kernel: "k", initramfs: "i", results: filepath.Join(dir, "results"),
-		console: filepath.Join(dir, "console"), opt: &options{cpus: 1, memoryMiB: 64, limit: time.Minute}}
+		console: filepath.Join(dir, "console"), kind: kinds[0], opt: &options{memoryMiB: 64, limit: time.Minute}}
 }
 
 // Two results, then the end of the machine as its first process wants it.

@@ -20,7 +20,7 @@ func main() {
 	opt := options{}
 	flag.StringVar(&opt.build, "build", "build/nested", "folder for everything that is made")
 	flag.DurationVar(&opt.limit, "limit", 15*time.Minute, "time after which the machine is stopped")
-	flag.IntVar(&opt.cpus, "cpus", 2, "virtual CPUs of the machine")
+	kinds := flag.String("on", "", "run only the machines whose names match this regular expression: "+kindNames())
 	flag.IntVar(&opt.memoryMiB, "memory", 1536, "its memory in MiB")
 	only := flag.String("only", "", "run only the steps whose names match this regular expression")
 	flag.StringVar(&opt.tests, "run", "", "of the Go tests, run only those that match (go test -run)")
@@ -31,6 +31,9 @@ func main() {
 	flag.Parse()
 	var err error
 	if opt.only, err = regexp.Compile(*only); err == nil {
+		opt.kinds, err = regexp.Compile(*kinds)
+	}
+	if err == nil {
 		ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM)
 		err = run(ctx, &opt)
 		stop()
@@ -45,9 +48,9 @@ func main() {
 type options struct {
 	build     string
 	limit     time.Duration
-	cpus      int
 	memoryMiB int
-	only      *regexp.Regexp
+	only      *regexp.Regexp // steps
+	kinds     *regexp.Regexp // machines
 	tests     string
 	count     int
 	qemuArgs  string
@@ -88,16 +91,28 @@ func run(ctx context.Context, opt *options) error {
 	if opt.makeOnly {
 		return nil
 	}
-	m := machine{kernel: k.image, initramfs: image, results: filepath.Join(opt.build, "results"),
-		console: filepath.Join(opt.build, "console.log"), opt: opt}
-	begin = time.Now()
-	if err := m.run(ctx); err != nil {
-		return err
+	ok, ran := true, 0
+	for _, kind := range kinds {
+		if !opt.kinds.MatchString(kind.name) {
+			continue
+		}
+		ran++
+		m := machine{kind: kind, kernel: k.image, initramfs: image, results: filepath.Join(opt.build, "results-"+kind.name),
+			console: filepath.Join(opt.build, "console-"+kind.name+".log"), opt: opt}
+		begin = time.Now()
+		if err := m.run(ctx); err != nil {
+			return fmt.Errorf("on machine %s: %w", kind.name, err)
+		}
+		fmt.Printf("test-nested: machine %s, %d CPUs, %.1f s\n", kind.name, kind.cpus, time.Since(begin).Seconds())
+		ok = m.report(&p) && ok
 	}
-	if !m.report(&p) {
+	switch {
+	case ran == 0:
+		return fmt.Errorf("no machine's name matches %q; there are %s", opt.kinds, kindNames())
+	case !ok:
 		return errFailed
 	}
-	fmt.Printf("test-nested: all passed inside the emulated machine, %.1f s\n", time.Since(begin).Seconds())
+	fmt.Println("test-nested: all passed inside the emulated machines")
 	return nil
 }
 
