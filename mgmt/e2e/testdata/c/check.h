@@ -14,6 +14,9 @@
 		}                                                                              \
 	} while (0)
 
+// host_kernel tells that the guest runs on engine process, where the host's kernel manages its memory.
+static inline int host_kernel(void) { return getenv("ENGINE") && !strcmp(getenv("ENGINE"), "process"); }
+
 struct test {
 	const char *name;
 	void (*run)(void);

@@ -36,10 +36,14 @@ static void temporary(void) {
 	CHECK(writev(app, v, 3) == 4);
 	CHECK(lseek(fd, 100000, SEEK_SET) == 100000 && read(fd, buf, 64) == 4 && !memcmp(buf, "abcd", 4));
 	char *m = mmap(0, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
-	CHECK(m != MAP_FAILED && !memcmp(m, "hello, World", 12));
-	m[0] = 'J';
-	CHECK(pread(fd, buf, 1, 0) == 1 && buf[0] == 'h');
-	CHECK(!munmap(m, 8192));
+	if (host_kernel()) {
+		CHECK(m == MAP_FAILED && errno == EBADF);
+	} else {
+		CHECK(m != MAP_FAILED && !memcmp(m, "hello, World", 12));
+		m[0] = 'J';
+		CHECK(pread(fd, buf, 1, 0) == 1 && buf[0] == 'h');
+		CHECK(!munmap(m, 8192));
+	}
 	CHECK(!close(app) && !close(fd) && close(fd) == -1 && errno == EBADF);
 	CHECK(!rename("/tmp/a", "/tmp/b") && access("/tmp/a", F_OK) == -1 && errno == ENOENT);
 	CHECK(!mkdir("/tmp/d", 0700) && !symlink("../b", "/tmp/d/l") && !stat("/tmp/d/l", &st) && st.st_size == 100004);

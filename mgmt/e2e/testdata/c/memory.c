@@ -178,7 +178,8 @@ static void refused(void) {
 	// System calls check what they are given.
 	CHECK(write(1, (void *)0x1000, 10) == -1 && errno == EFAULT);
 	p = mmap(0, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	CHECK(getcwd(p, 4096) == 0 && errno == EFAULT);
+	if (!host_kernel()) // which writes for a debugger there
+		CHECK(getcwd(p, 4096) == 0 && errno == EFAULT);
 	CHECK(!munmap(p, 4096));
 }
 
