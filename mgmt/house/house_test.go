@@ -26,8 +26,8 @@ var mayImport = map[string][]string{
 	"hv/guest":      {"ring", "hv/abi"},
 	"hv":            {"arch", "ring", "vcpu", "hv/abi"},
 	"drivervms":     {"hv", "hv/abi", "hv/guest", "ring", "arch"},
-	"personalities": {"hv", "hv/abi", "hv/guest", "ring", "arch"},
-	"mgmt":          {"ring", "arch", "vcpu", "hv", "hv/abi", "hv/guest", "drivervms", "personalities"},
+	"personalities": {"hv", "hv/abi", "hv/guest", "ring", "arch", "images"},
+	"mgmt":          {"ring", "arch", "vcpu", "hv", "hv/abi", "hv/guest", "drivervms", "personalities", "images"},
 	"images":        {},
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -13,6 +14,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/grailos/grail/images/initramfs"
+	"github.com/grailos/grail/images/kernel"
 	"github.com/grailos/grail/images/nested/plan"
 )
 
@@ -71,23 +74,34 @@ func run(ctx context.Context, opt *options) error {
 	}
 	opt.build = abs
 	begin := time.Now()
-	k, err := fetchKernel(ctx, filepath.Join(opt.build, "kernel"))
+	k, err := kernel.Fetch(ctx, filepath.Join(opt.build, "kernel"), "amd64")
 	if err != nil {
 		return err
 	}
-	var t tree
+	var t initramfs.Tree
 	var p plan.Plan
-	if p.Modules, err = k.addModules(&t, "kvm-amd"); err != nil {
+	modules, err := k.Modules("kvm-amd")
+	if err != nil {
 		return err
+	}
+	for _, m := range modules {
+		path := "/modules/" + m.Name + ".ko"
+		t.Data(path, m.Data, 0o644)
+		p.Modules = append(p.Modules, path)
 	}
 	if p.Steps, err = makeSteps(ctx, opt, &t); err != nil {
 		return err
 	}
 	image := filepath.Join(opt.build, "initramfs")
-	if err := t.write(image, &p); err != nil {
+	b, err := json.MarshalIndent(&p, "", "\t")
+	if err != nil {
 		return err
 	}
-	fmt.Printf("test-nested: %s, %d steps, made in %.1f s\n", k.version, len(p.Steps), time.Since(begin).Seconds())
+	t.Data(plan.Path, b, 0o644)
+	if err := t.Write(image); err != nil {
+		return err
+	}
+	fmt.Printf("test-nested: %s, %d steps, made in %.1f s\n", k.Version, len(p.Steps), time.Since(begin).Seconds())
 	if opt.makeOnly {
 		return nil
 	}
@@ -97,7 +111,7 @@ func run(ctx context.Context, opt *options) error {
 			continue
 		}
 		ran++
-		m := machine{kind: kind, kernel: k.image, initramfs: image, results: filepath.Join(opt.build, "results-"+kind.name),
+		m := machine{kind: kind, kernel: k.Image, initramfs: image, results: filepath.Join(opt.build, "results-"+kind.name),
 			console: filepath.Join(opt.build, "console-"+kind.name+".log"), opt: opt}
 		begin = time.Now()
 		if err := m.run(ctx); err != nil {

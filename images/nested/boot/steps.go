@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/grailos/grail/images/initramfs"
 	"github.com/grailos/grail/images/nested/plan"
 )
 
@@ -31,13 +32,13 @@ var testPackages = []string{"arch/amd64", "vcpu/kvm", "hv/mm", "hv/sys"}
 const demoSource = "src/internal"
 
 // makeSteps compiles what the steps need, puts it into t, and returns the steps that opt asks for.
-func makeSteps(ctx context.Context, opt *options, t *tree) ([]plan.Step, error) {
+func makeSteps(ctx context.Context, opt *options, t *initramfs.Tree) ([]plan.Step, error) {
 	if err := opt.install(ctx, t, "/init", "./images/nested/init"); err != nil {
 		return nil, err
 	}
 	// What tests take for a program that is no guest, and for a file that is no program.
-	t.data("/bin/sh", []byte("#!/init\n"), 0o755)
-	t.data("/etc/passwd", []byte("root:x:0:0::/:/bin/sh\n"), 0o644)
+	t.Data("/bin/sh", []byte("#!/init\n"), 0o755)
+	t.Data("/etc/passwd", []byte("root:x:0:0::/:/bin/sh\n"), 0o644)
 	var steps []plan.Step
 	for _, p := range testPackages {
 		s, err := testStep(ctx, opt, t, p)
@@ -53,7 +54,7 @@ func makeSteps(ctx context.Context, opt *options, t *tree) ([]plan.Step, error) 
 }
 
 // productSteps are those that use Grail as a person would.
-func productSteps(ctx context.Context, opt *options, t *tree) ([]plan.Step, error) {
+func productSteps(ctx context.Context, opt *options, t *initramfs.Tree) ([]plan.Step, error) {
 	all := []plan.Step{
 		{Name: "doctor", Argv: []string{"/bin/grailctl", "doctor"}, TimeoutSeconds: 60},
 		{Name: "hello", Argv: []string{"/bin/grailctl", "run", "--rm", "--engine", "kvm", "--", "/bin/examples/hello", "nested"},
@@ -85,13 +86,13 @@ func productSteps(ctx context.Context, opt *options, t *tree) ([]plan.Step, erro
 	if err != nil {
 		return nil, err
 	}
-	return steps, t.folder("/demo", src)
+	return steps, t.Folder("/demo", src)
 }
 
 // install compiles a command and puts it into t.
-func (opt *options) install(ctx context.Context, t *tree, path, pkg string) error {
+func (opt *options) install(ctx context.Context, t *initramfs.Tree, path, pkg string) error {
 	out := filepath.Join(opt.build, "bin", path)
-	t.file(path, out, 0o755)
+	t.File(path, out, 0o755)
 	return goTool(ctx, "build", "-trimpath", "-o", out, pkg)
 }
 
@@ -100,7 +101,7 @@ const guestsDir = "/guests"
 
 // testStep compiles a package's tests, and has them make their guests. It returns nil if the package has no tests or
 // is not asked for.
-func testStep(ctx context.Context, opt *options, t *tree, pkg string) (*plan.Step, error) {
+func testStep(ctx context.Context, opt *options, t *initramfs.Tree, pkg string) (*plan.Step, error) {
 	if !opt.only.MatchString(pkg) {
 		return nil, nil
 	}
@@ -116,16 +117,16 @@ func testStep(ctx context.Context, opt *options, t *tree, pkg string) (*plan.Ste
 		return nil, nil
 	}
 	dir := filepath.Join("/src", pkg)
-	t.dir(dir)
-	t.file(filepath.Join("/tests", name), binary, 0o755)
-	if err := t.folder(filepath.Join(dir, "testdata"), filepath.Join(pkg, "testdata")); err != nil {
+	t.Dir(dir, 0o755)
+	t.File(filepath.Join("/tests", name), binary, 0o755)
+	if err := t.Folder(filepath.Join(dir, "testdata"), filepath.Join(pkg, "testdata")); err != nil {
 		return nil, err
 	}
 	guests := filepath.Join(opt.build, "guests", strings.ReplaceAll(pkg, "/", "_"))
 	if err := makeGuests(ctx, binary, pkg, guests); err != nil {
 		return nil, err
 	}
-	if err := t.folder(filepath.Join(guestsDir, pkg), guests); err != nil {
+	if err := t.Folder(filepath.Join(guestsDir, pkg), guests); err != nil {
 		return nil, err
 	}
 	s := &plan.Step{Name: pkg, Argv: []string{filepath.Join("/tests", name), "-test.v", "-test.timeout=240s"}, Dir: dir,

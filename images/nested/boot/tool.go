@@ -6,20 +6,22 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+
+	"github.com/grailos/grail/images/initramfs"
 )
 
 // library matches a file in ldd's output: a library, or the loader itself.
 var library = regexp.MustCompile(`(?m)^\t(?:\S+ => )?(/\S+) \(0x[0-9a-f]+\)$`)
 
 // addTools puts programs of the host into t's /bin, with the libraries that they need.
-func addTools(ctx context.Context, t *tree, names ...string) error {
+func addTools(ctx context.Context, t *initramfs.Tree, names ...string) error {
 	have := make(map[string]bool)
 	for _, name := range names {
 		path, err := findTool(name)
 		if err != nil {
 			return err
 		}
-		t.file("/bin/"+name, path, 0o755)
+		t.File("/bin/"+name, path, 0o755)
 		out, err := exec.CommandContext(ctx, "ldd", path).CombinedOutput()
 		if err != nil {
 			continue // a static program has none
@@ -27,7 +29,7 @@ func addTools(ctx context.Context, t *tree, names ...string) error {
 		for _, m := range library.FindAllStringSubmatch(string(out), -1) {
 			if p := filepath.Clean(m[1]); !have[p] {
 				have[p] = true
-				t.file(p, p, 0o755)
+				t.File(p, p, 0o755)
 			}
 		}
 	}

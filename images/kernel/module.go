@@ -1,4 +1,4 @@
-package main
+package kernel
 
 import (
 	"bytes"
@@ -13,23 +13,29 @@ import (
 	"github.com/ulikunitz/xz"
 )
 
-// moduleName returns a module's name as modules name each other: file names may have hyphens instead.
-func moduleName(file string) string { return strings.ReplaceAll(file, "-", "_") }
+// ModuleName returns a module's name as modules name each other: file names may have hyphens instead.
+func ModuleName(file string) string { return strings.ReplaceAll(file, "-", "_") }
 
-// addModules puts the named modules and all that they need into t, and returns their paths there in the order of
-// loading. A name that is no module's is taken to be built into the kernel, except the ones asked for.
-func (k *kernel) addModules(t *tree, names ...string) ([]string, error) {
-	var order []string
+// Module is a module's object file, unpacked.
+type Module struct {
+	Name string
+	Data []byte
+}
+
+// Modules returns the named modules and all that they need, in the order of loading. What is built into the kernel is left
+// out. Errors: a name that the kernel does not know.
+func (k *Kernel) Modules(names ...string) ([]Module, error) {
+	var order []Module
 	done := make(map[string]bool)
 	var add func(name string, wanted bool) error
 	add = func(name string, wanted bool) error {
-		name = moduleName(name)
+		name = ModuleName(name)
 		file, ok := k.modules[name]
-		if done[name] || !ok && !wanted {
+		if done[name] || k.builtin[name] || !ok && !wanted {
 			return nil
 		}
 		if !ok {
-			return fmt.Errorf("kernel %s has no module %s", k.version, name)
+			return fmt.Errorf("kernel %s has no module %s", k.Version, name)
 		}
 		done[name] = true
 		image, err := readModule(file)
@@ -45,9 +51,7 @@ func (k *kernel) addModules(t *tree, names ...string) ([]string, error) {
 				return err
 			}
 		}
-		path := "/modules/" + name + ".ko"
-		t.data(path, image, 0o644)
-		order = append(order, path)
+		order = append(order, Module{Name: name, Data: image})
 		return nil
 	}
 	for _, n := range names {
@@ -56,6 +60,12 @@ func (k *kernel) addModules(t *tree, names ...string) ([]string, error) {
 		}
 	}
 	return order, nil
+}
+
+// Has reports whether the kernel has the module, built in or not.
+func (k *Kernel) Has(name string) bool {
+	name = ModuleName(name)
+	return k.builtin[name] || k.modules[name] != ""
 }
 
 // maxModule bounds a module's size in bytes.

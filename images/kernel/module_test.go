@@ -1,4 +1,4 @@
-package main
+package kernel
 
 import (
 	"bytes"
@@ -68,7 +68,7 @@ func TestModuleNeeds(t *testing.T) {
 	}
 }
 
-func TestAddModules(t *testing.T) {
+func TestModules(t *testing.T) {
 	dir := t.TempDir()
 	pack := map[string]func([]byte) []byte{
 		".ko": func(b []byte) []byte { return b },
@@ -110,32 +110,39 @@ func TestAddModules(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		if err := os.WriteFile(filepath.Join(dir, ext, "lib/modules/6.1/modules.builtin"), []byte("kernel/fs/ext4/ext4.ko\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
 		if err := os.WriteFile(filepath.Join(dir, ext, "boot/vmlinuz-6.1"), nil, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		k, err := findKernel(filepath.Join(dir, ext))
+		k, err := Open(filepath.Join(dir, ext), "amd64")
 		if err != nil {
 			t.Fatal(err)
 		}
-		if k.version != "6.1" {
-			t.Errorf("version %q", k.version)
+		if k.Version != "6.1" {
+			t.Errorf("version %q", k.Version)
 		}
-		var tr tree
-		order, err := k.addModules(&tr, "kvm-amd")
-		want := "/modules/irqbypass.ko /modules/loop.ko /modules/kvm.ko /modules/kvm_amd.ko"
-		if err != nil || strings.Join(order, " ") != want || len(tr.files) != 4 {
-			t.Errorf("%s: %q, %v, %d files; expected %s", ext, order, err, len(tr.files), want)
-		}
-		for _, e := range tr.files {
-			if !bytes.HasPrefix(e.data, []byte("\x7fELF")) {
-				t.Errorf("%s: %s is not unpacked", ext, e.path)
+		order, err := k.Modules("kvm-amd", "ext4")
+		var got []string
+		for _, m := range order {
+			got = append(got, m.Name)
+			if !bytes.HasPrefix(m.Data, []byte("\x7fELF")) {
+				t.Errorf("%s: %s is not unpacked", ext, m.Name)
 			}
 		}
-		if _, err := k.addModules(&tr, "kvm-intel"); err == nil {
+		want := "irqbypass loop kvm kvm_amd"
+		if err != nil || strings.Join(got, " ") != want {
+			t.Errorf("%s: %q, %v; expected %s", ext, got, err, want)
+		}
+		if !k.Has("kvm-amd") || !k.Has("ext4") || k.Has("nothing") {
+			t.Errorf("%s: Has is wrong", ext)
+		}
+		if _, err := k.Modules("kvm-intel"); err == nil {
 			t.Error("a module that is not there: no error")
 		}
 	}
-	if _, err := findKernel(t.TempDir()); err == nil {
+	if _, err := Open(t.TempDir(), "amd64"); err == nil {
 		t.Error("an empty folder is a kernel")
 	}
 }
