@@ -65,14 +65,21 @@ func (w pollWaiter) Poll(fds []unix.PollFd, timeout time.Duration) (int, error) 
 	if limit == 0 {
 		limit = 10 * time.Second
 	}
-	if timeout < 0 || timeout > limit {
-		n, err := unix.Poll(fds, int(limit.Milliseconds()))
-		if n == 0 && err == nil {
-			err = unix.EINTR
-		}
-		return n, err
+	forever := timeout < 0 || timeout > limit
+	if forever {
+		timeout = limit
 	}
-	return unix.Poll(fds, int(timeout.Milliseconds()))
+	deadline := time.Now().Add(timeout)
+	for {
+		n, err := unix.Poll(fds, int(max(0, time.Until(deadline)+time.Millisecond-1).Milliseconds()))
+		switch {
+		case err == unix.EINTR: // the Go runtime's own signals are none of the guest's
+		case n == 0 && err == nil && forever:
+			return 0, unix.EINTR
+		default:
+			return n, err
+		}
+	}
 }
 
 // guest is one guest thread of a table under test, with a bump allocator over its memory.
