@@ -28,7 +28,9 @@ type Kernel struct {
 }
 
 // packages are those that depend on the newest kernel, best first: Debian's and Ubuntu's for virtual machines.
-func packages(arch string) []string { return []string{"linux-image-cloud-" + arch, "linux-image-virtual"} }
+func packages(arch string) []string {
+	return []string{"linux-image-cloud-" + arch, "linux-image-virtual"}
+}
 
 // part matches the packages of a kernel's files, its image and its modules.
 var part = regexp.MustCompile(`^linux-(image|modules)(-unsigned)?-[0-9]`)
