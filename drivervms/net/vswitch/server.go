@@ -1,0 +1,274 @@
+package vswitch
+
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/grailos/grail/ring"
+)
+
+// Fairness: what one queue may put into one round. A round is published at its end, so it is short.
+const (
+	quantum      = 64        // frames
+	quantumBytes = 512 << 10 // bytes, after which no further frame is taken
+)
+
+// Config describes a Switch.
+type Config struct {
+	Uplink Uplink            // nil: none
+	Poll   ring.PollerConfig // bounds of the switch's one worker
+	Clock  func() int64      // monotonic, ns; nil: the system's
+}
+
+// Switch joins any number of ports and an uplink. It belongs to one goroutine.
+type Switch struct {
+	// Deaths holds the clients that broke their rings' rules since the owner last emptied it.
+	Deaths []Death
+
+	// Packets and Bytes count what was delivered. Served counts requests to the services, each of which leaves some
+	// KiB for the collector.
+	Packets, Bytes, Served uint64
+
+	// Step, when not nil, is called between the steps of a round; tests crash there.
+	Step func(Step)
+
+	ports   map[uint64]*port
+	tenants map[uint16]*tenant
+	macs    map[uint64]*port // configured addresses of all tenants
+	addrs   map[uint32]*port
+	table   table
+	tx      []*txQueue
+	next    int // queue that the next round starts with
+	held    int // frames that wait for buffers
+	up      *outlet
+	pending pendingQueries
+
+	rxTouched []*rxQueue // with frames to be published
+	txTouched []*txQueue // with heads to be given back
+
+	poller *ring.Poller
+	clock  func() int64
+	now    int64 // ns, at the start of the round
+
+	// Of the frame at hand.
+	head    [headBytes]byte
+	rest    [][]byte
+	piece   [][]byte
+	reply   frame
+	scratch [replyBytes]byte
+}
+
+// Death says that a client is no longer served.
+type Death struct {
+	ID     uint64
+	Reason string
+}
+
+// Step names the points between the steps of a round.
+type Step int
+
+// The steps of a round.
+const (
+	StepTaken     Step = iota // a frame was taken, nothing was done with it
+	StepForwarded             // all frames of the round are written, nothing is published
+	StepReceived              // receivers see the frames, senders do not have their buffers back
+	StepPublished             // everything is published, a doorbell is not rung
+)
+
+// New returns a switch without ports.
+func New(c Config) *Switch {
+	s := &Switch{
+		ports: map[uint64]*port{}, tenants: map[uint16]*tenant{}, macs: map[uint64]*port{}, addrs: map[uint32]*port{},
+		table: table{m: map[uint64]*entry{}}, clock: c.Clock,
+	}
+	if s.clock == nil {
+		start := time.Now()
+		s.clock = func() int64 { return int64(time.Since(start)) }
+	}
+	s.now = s.clock()
+	if c.Uplink != nil {
+		s.up = newOutlet(s, c.Uplink)
+		wait := c.Poll.Poll
+		if wait == nil {
+			wait = s.up.hostPoll
+		}
+		c.Poll.Poll = func(fds []unix.PollFd, timeout time.Duration) (int, error) {
+			n, err := wait(fds, timeout)
+			s.up.look(fds)
+			return n, err
+		}
+	}
+	s.poller = ring.NewPoller(c.Poll)
+	if s.up != nil {
+		s.poller.Add(s.up, ring.DoorbellOf(c.Uplink.FD()))
+	}
+	return s
+}
+
+// Watch makes Wait return ring.WakeWatch when fd is readable.
+func (s *Switch) Watch(fd int) {
+	s.poller.Watch(fd)
+	if s.up != nil {
+		s.up.watched = append(s.up.watched, fd)
+	}
+}
+
+// Wait blocks until a client or the uplink may have work, a watched descriptor is readable, a frame has waited long
+// enough for its receiver, or timeout has passed; negative means for ever.
+func (s *Switch) Wait(timeout time.Duration) (ring.Wake, error) {
+	if s.held > 0 {
+		if d := time.Duration(s.earliest() - s.clock()); timeout < 0 || d < timeout {
+			timeout = max(d, 0)
+		}
+	}
+	return s.poller.Wait(timeout)
+}
+
+// earliest returns the time at which the first hold ends.
+func (s *Switch) earliest() int64 {
+	t := s.now + holdFor
+	for _, q := range s.tx {
+		if q.on != nil {
+			t = min(t, q.until)
+		}
+	}
+	return t
+}
+
+// Stats returns what waiting cost.
+func (s *Switch) Stats() ring.PollerStats { return s.poller.Stats() }
+
+// Round takes what the clients and the uplink offer, each its quantum, and delivers it. It returns the number of
+// frames taken. It does not allocate once its buffers have grown, unless a client dies, learns, or asks a service.
+func (s *Switch) Round() int {
+	s.now = s.clock()
+	n := 0
+	if s.up != nil {
+		n = s.up.receive()
+	}
+	if s.next++; s.next >= len(s.tx) {
+		s.next = 0
+	}
+	queues := s.tx // stays as it is when a client is killed below
+	for i := range queues {
+		n += s.turn(queues[(s.next+i)%len(queues)])
+	}
+	if s.up != nil {
+		s.up.flush()
+	}
+	s.step(StepForwarded)
+	s.publish()
+	return n
+}
+
+// turn takes a queue's quantum and returns the number of frames.
+func (s *Switch) turn(q *txQueue) (n int) {
+	if q.p.dead || q.on != nil && !q.retry() {
+		return 0
+	}
+	p, f, bytes := q.p, &q.frame, 0
+	for n < quantum && bytes < quantumBytes && len(q.done) < cap(q.done) {
+		ok, err := q.dev.Pop(&q.chain)
+		if err == nil && ok && len(q.chain.Writable) > 0 {
+			err = ring.ErrPeerChain
+		}
+		if err != nil {
+			s.kill(p, err)
+			break
+		}
+		if !ok {
+			break
+		}
+		n++
+		s.step(StepTaken)
+		r := f.load(&q.chain, p.features, int(p.cfg.MTU))
+		p.count.TxPackets++
+		p.count.TxBytes += uint64(max(f.n, 0))
+		bytes += max(f.n, 0)
+		if r == Delivered {
+			if r = s.forward(q, f); q.on != nil {
+				break // it waits
+			}
+		}
+		s.settle(p, nil, r)
+		if p.dead {
+			break
+		}
+		q.finish()
+	}
+	return n
+}
+
+// settle counts a frame that was not delivered: at the receiver, if it is its fault and there is one.
+func (s *Switch) settle(from, to *port, r Reason) {
+	switch {
+	case r == Delivered:
+	case r >= DropRxFull && to != nil:
+		to.count.Drops[r]++
+	default:
+		from.count.Drops[r]++
+	}
+}
+
+// publish shows frames to their receivers, then gives buffers back to senders, and rings those that asked for it.
+func (s *Switch) publish() {
+	for _, q := range s.rxTouched {
+		q.touched = false
+		if !q.p.dead && q.dev.Publish() {
+			s.ring(q.p, q.call)
+		}
+	}
+	clear(s.rxTouched)
+	s.rxTouched = s.rxTouched[:0]
+	if len(s.txTouched) == 0 {
+		return
+	}
+	s.step(StepReceived)
+	for _, q := range s.txTouched {
+		q.touched = false
+		if q.p.dead {
+			continue
+		}
+		for _, h := range q.done {
+			q.dev.Push(h, 0)
+		}
+		q.done = q.done[:0]
+		if q.dev.Publish() {
+			s.step(StepPublished)
+			s.ring(q.p, q.call)
+		}
+	}
+	clear(s.txTouched)
+	s.txTouched = s.txTouched[:0]
+}
+
+func (s *Switch) ring(p *port, bell ring.Doorbell) {
+	if err := bell.Ring(); err != nil {
+		s.kill(p, err)
+	}
+}
+
+func (s *Switch) moved(n uint64) {
+	s.Packets++
+	s.Bytes += n
+}
+
+func (s *Switch) step(p Step) {
+	if s.Step != nil {
+		s.Step(p)
+	}
+}
+
+// inject delivers a frame of the switch's own to p.
+func (s *Switch) inject(p *port, pair int, b []byte) {
+	if r := s.reply.set(b); r != Delivered {
+		panic("vswitch: own frame is malformed: " + r.String())
+	}
+	if p.dead {
+		return
+	}
+	if r := s.send(&s.reply, p.rx[pair%len(p.rx)]); r != Delivered {
+		p.count.Drops[r]++
+	}
+}
