@@ -25,7 +25,22 @@ const (
 	OpMessage     Op = "message"     // Message is passed to the driver
 	OpSignal      Op = "signal"      // Signal is sent to the guest
 	OpKill        Op = "kill"        // ends the guest at once; the Report says CauseStop
+	// OpExec runs Command in a guest with an agent, with the three descriptors sent along as its standard files. It is answered with
+	// Exit when that program has ended. Until then the connection takes OpSignal and OpResize for it, which are not answered. When
+	// the connection ends first, the program is ended.
+	OpExec   Op = "exec"
+	OpResize Op = "resize" // Rows and Columns of the terminal of a program that OpExec started
 )
+
+// Command is a program to run in a guest that is there already.
+type Command struct {
+	Argv    []string `json:"argv"`
+	Env     []string `json:"env,omitempty"`
+	Dir     string   `json:"dir,omitempty"`
+	TTY     bool     `json:"tty,omitempty"`
+	Rows    uint16   `json:"rows,omitempty"`
+	Columns uint16   `json:"columns,omitempty"`
+}
 
 // Request is one request on the control socket.
 type Request struct {
@@ -34,6 +49,9 @@ type Request struct {
 	Signal     int          `json:"signal,omitempty"`
 	Attachment *Attachment  `json:"attachment,omitempty"`
 	Message    *abi.Message `json:"message,omitempty"`
+	Command    *Command     `json:"command,omitempty"`
+	Rows       uint16       `json:"rows,omitempty"`
+	Columns    uint16       `json:"columns,omitempty"`
 }
 
 // Response answers one Request. Error is empty on success.
@@ -41,6 +59,7 @@ type Response struct {
 	Error       string       `json:"error,omitempty"`
 	Status      *Status      `json:"status,omitempty"`
 	Attachments []Attachment `json:"attachments,omitempty"`
+	Exit        *int         `json:"exit,omitempty"` // exit code of what OpExec ran, 128+n after signal n
 }
 
 // State is how far a VM has come.

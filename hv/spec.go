@@ -14,10 +14,11 @@ const (
 // Engine names what executes a VM's code.
 type Engine string
 
-// The engines of native guests.
+// The engines. The first two run native guests, the last one guests that bring a kernel.
 const (
 	EngineKVM     Engine = "kvm"     // in guest user mode of a hardware-isolated VM
 	EngineProcess Engine = "process" // as a jailed host process: weaker isolation, no /dev/kvm needed
+	EngineQEMU    Engine = "qemu"    // in a jailed QEMU
 )
 
 // SpecFD is the descriptor on which grailvm finds its Spec, as JSON in a sealed memfd.
@@ -52,6 +53,26 @@ type Spec struct {
 	// they are descriptors that the next graild needs (status pages, locked backing files), with an
 	// empty Driver. Whatever stands here, grailvm keeps it and gives it back; it never looks inside.
 	Attachments []Attachment `json:"attachments"`
+	// Foreign is there for EngineQEMU alone, where Program, Files, MaxThreads and Caps are not used.
+	Foreign *Foreign `json:"foreign,omitempty"`
+}
+
+// Foreign is a machine for a guest that brings its own kernel. Paths are the host's.
+type Foreign struct {
+	Arch    string        `json:"arch"` // amd64 or arm64
+	CPUs    int           `json:"cpus"`
+	Kernel  string        `json:"kernel"`
+	Initrds []string      `json:"initrds"`
+	Dir     string        `json:"dir"` // for the engine's own files
+	Disks   []ForeignDisk `json:"disks,omitempty"`
+	TTY     bool          `json:"tty,omitempty"` // Argv gets a terminal, and Stdin is one in raw mode
+}
+
+// ForeignDisk is a disk of a driver VM, reached through the vhost-user socket of its portal.
+type ForeignDisk struct {
+	ID       string `json:"id"` // of the disk, which is its serial number in the guest
+	Socket   string `json:"socket"`
+	ReadOnly bool   `json:"readonly,omitempty"`
 }
 
 // DefaultMaxThreads bounds the threads of a guest that asks for no other number.
