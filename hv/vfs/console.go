@@ -2,51 +2,11 @@ package vfs
 
 import (
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/grailos/grail/hv"
+	"github.com/grailos/grail/hv/conlog"
 )
-
-// console is what a guest's outputs have in common: the log and the last lines.
-type console struct {
-	mu   sync.Mutex
-	tail tail
-	log  logPair
-	lim  limiter
-}
-
-func newConsole(cfg *Config) *console {
-	n := cfg.Tail
-	if n <= 0 {
-		n = hv.ConsoleTail
-	}
-	return &console{tail: newTail(n), log: newLogPair(cfg.Log, cfg.LogLimit)}
-}
-
-// record keeps b; a detached console's flood is thinned out before it reaches the log.
-func (k *console) record(b []byte, detached bool) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.tail.write(b)
-	if detached {
-		n, note := k.lim.admit(int64(len(b)), time.Now())
-		if note != "" {
-			k.log.write([]byte(note))
-		}
-		b = b[:n]
-	}
-	if len(b) > 0 {
-		k.log.write(b)
-	}
-}
-
-func (k *console) lines() []string {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	return k.tail.lines()
-}
 
 // Largest host write after a poll that found room. PIPE_BUF is what a pipe then takes without blocking.
 const (
@@ -58,7 +18,7 @@ const (
 // consoleOut is one output of the guest: a host descriptor that may be shared with others, so that its
 // O_NONBLOCK flag is not ours to set.
 type consoleOut struct {
-	k        *console
+	k        *conlog.Console
 	fd       int
 	chunk    uint64
 	detached bool // nobody reads it: -1 or /dev/null
@@ -66,7 +26,7 @@ type consoleOut struct {
 	kind     uint32
 }
 
-func newConsoleOut(k *console, fd int) *consoleOut {
+func newConsoleOut(k *conlog.Console, fd int) *consoleOut {
 	o := &consoleOut{k: k, fd: fd, chunk: pipeChunk}
 	var st unix.Stat_t
 	if fd < 0 || unix.Fstat(fd, &st) != nil {
@@ -101,7 +61,7 @@ func (o *consoleOut) write(c *Call, f *file, u *uio, _ int64) (uint64, unix.Errn
 			}
 			return 0, e
 		}
-		o.k.record(b[:n], o.detached)
+		o.k.Record(b[:n], o.detached)
 		u.advance(n)
 		done += n
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/hv/abi"
+	"github.com/grailos/grail/hv/conlog"
 )
 
 // Config says what one guest may reach. Descriptors are the host's; -1 means none. The table uses Stdin, Stdout,
@@ -19,7 +20,7 @@ type Config struct {
 	// Log is two files that hold the console's output, used in turn: when one has reached LogLimit the
 	// other is emptied and used.
 	Log      [2]int
-	LogLimit int64 // bytes a log file; 0: DefaultLogLimit
+	LogLimit int64 // bytes a log file; 0: conlog.DefaultLimit
 	// Files is an uncompressed tar archive, the guest's read-only root. It is indexed at the first path
 	// look-up that needs it.
 	Files       int
@@ -37,11 +38,8 @@ type Config struct {
 	Busy []byte
 }
 
-// Defaults of Config.
-const (
-	DefaultLogLimit = 4 << 20
-	DefaultTmpLimit = 64 << 20
-)
+// DefaultTmpLimit bounds /tmp where Config does not, in bytes.
+const DefaultTmpLimit = 64 << 20
 
 // Table is one guest's descriptors, file tree and capabilities. It is safe for concurrent use.
 type Table struct {
@@ -52,7 +50,7 @@ type Table struct {
 	tree    tree
 	cwd     atomic.Pointer[node]
 	umask   atomic.Uint32
-	console *console
+	console *conlog.Console
 	control *Control
 	busy    *atomic.Uint64
 	objects atomic.Uint64 // last Mapping.Object given out
@@ -78,7 +76,7 @@ func New(cfg Config) (*Table, error) {
 	}
 	t.umask.Store(0o022)
 	t.control = newControl(cfg.OnMessage)
-	t.console = newConsole(&cfg)
+	t.console = conlog.New(cfg.Tail, cfg.Log, cfg.LogLimit)
 	t.tree.init(&cfg)
 	t.cwd.Store(t.tree.root)
 	in := newFile(&consoleIn{fd: cfg.Stdin}, unix.O_RDONLY)
@@ -125,7 +123,7 @@ func (t *Table) Close() {
 func (t *Table) Control() *Control { return t.control }
 
 // Console returns the last lines of the console, oldest first, made printable.
-func (t *Table) Console() []string { return t.console.lines() }
+func (t *Table) Console() []string { return t.console.Lines() }
 
 // DevStats returns how many device requests were performed, and the bytes that they moved.
 func (t *Table) DevStats() (requests, bytes uint64) {

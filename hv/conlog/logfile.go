@@ -1,4 +1,4 @@
-package vfs
+package conlog
 
 import (
 	"fmt"
@@ -18,7 +18,7 @@ type logPair struct {
 // newLogPair goes on where an earlier user of the same files stopped.
 func newLogPair(fd [2]int, limit int64) logPair {
 	if limit <= 0 {
-		limit = DefaultLogLimit
+		limit = DefaultLimit
 	}
 	l := logPair{fd: fd, limit: limit}
 	var st [2]unix.Stat_t
@@ -59,9 +59,12 @@ func (l *logPair) write(b []byte) {
 
 // Rate of a flood that a console without a reader may log: burst bytes at once, then rate bytes a second.
 const (
-	floodBurst = 1 << 20
+	FloodBurst = 1 << 20
 	floodRate  = 256 << 10
 )
+
+// DefaultLimit is how large each of the two log files may become, in bytes.
+const DefaultLimit = 4 << 20
 
 // limiter drops what comes too fast, and says how much it was.
 type limiter struct {
@@ -74,14 +77,14 @@ type limiter struct {
 // After a drop nothing passes until a quarter of the burst is there again, so that what passes is readable.
 func (l *limiter) admit(n int64, now time.Time) (int64, string) {
 	if l.last.IsZero() {
-		l.tokens, l.last = floodBurst, now
+		l.tokens, l.last = FloodBurst, now
 	} else if d := now.Sub(l.last); d >= time.Millisecond {
-		l.tokens = min(floodBurst, l.tokens+int64(d.Seconds()*floodRate))
+		l.tokens = min(FloodBurst, l.tokens+int64(d.Seconds()*floodRate))
 		l.last = now
 	}
 	var note string
 	if l.dropped > 0 {
-		if l.tokens < floodBurst/4 {
+		if l.tokens < FloodBurst/4 {
 			l.dropped += n
 			return 0, ""
 		}
