@@ -143,6 +143,9 @@ func (v *vm) client() Client {
 // there was room.
 func (v *vm) sendWith(pair int, h virtionet.Header, b []byte, piece int) bool {
 	v.reapTx(pair)
+	if v.tx[pair].Free() == 0 {
+		return false // the slot belongs to a frame that waits
+	}
 	slot := v.slot % int(v.size)
 	at := v.out + uint64(slot)*uint64(v.outBytes)
 	mem := v.bytes[at:][:v.outBytes]

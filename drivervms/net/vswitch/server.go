@@ -73,7 +73,7 @@ const (
 	StepTaken     Step = iota // a frame was taken, nothing was done with it
 	StepForwarded             // all frames of the round are written, nothing is published
 	StepReceived              // receivers see the frames, senders do not have their buffers back
-	StepPublished             // everything is published, a doorbell is not rung
+	StepPublished             // a queue is published, its doorbell is not rung
 )
 
 // New returns a switch without ports.
@@ -216,6 +216,7 @@ func (s *Switch) publish() {
 	for _, q := range s.rxTouched {
 		q.touched = false
 		if !q.p.dead && q.dev.Publish() {
+			s.step(StepPublished)
 			s.ring(q.p, q.call)
 		}
 	}
