@@ -103,13 +103,12 @@ func (c *Client) Exec(ctx context.Context, o ExecOptions) (code int, err error) 
 		for f := range commands {
 			if err := c.out.Send(f); err != nil {
 				c.fail(err)
+			} else if f.Type == FrameExec && o.Stdin != nil {
+				go c.sendStdin(id, e, o.Stdin) // not before, or it would be nobody's
 			}
 		}
 	}()
 	commands <- Frame{FrameExec, id, payload}
-	if o.Stdin != nil {
-		go c.sendStdin(id, e, o.Stdin)
-	}
 	written := make(chan error, 2)
 	go func() { written <- c.writeOut(id, FrameStdout, e.out, o.Stdout) }()
 	go func() { written <- c.writeOut(id, FrameStderr, e.err, o.Stderr) }()

@@ -52,11 +52,13 @@ func (e *execution) close() {
 func (e *execution) start(x *agent.Exec) error {
 	var s Streams
 	var closeTheirs, closeOurs []*os.File
-	defer func() {
+	leave := func() {
 		for _, f := range closeTheirs {
 			_ = f.Close()
 		}
-	}()
+		closeTheirs = nil
+	}
+	defer leave()
 	fail := func(err error) error {
 		for _, f := range closeOurs {
 			_ = f.Close()
@@ -115,6 +117,7 @@ func (e *execution) start(x *agent.Exec) error {
 	if err != nil {
 		return fail(err)
 	}
+	leave() // or the output would never end
 	e.s.setChild(e, child)
 	e.run(child, stdin, stdout, stderr)
 	return nil
