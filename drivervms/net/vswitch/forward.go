@@ -66,13 +66,13 @@ func (s *Switch) learn(q *txQueue, f *frame) Reason {
 			return DropSpoof
 		}
 	}
-	if f.src == p.mac || f.src == q.lastSrc && s.now-q.lastLearn < ageStep {
+	if f.src == p.mac || f.src == q.lastSrc && q.srcGen == s.table.gen && s.now-q.lastLearn < ageStep {
 		return Delivered
 	}
 	if s.macs[f.src] != nil || !s.table.learn(f.src, p, s.now) {
 		return DropSpoof
 	}
-	q.lastSrc, q.lastLearn = f.src, s.now
+	q.lastSrc, q.srcGen, q.lastLearn = f.src, s.table.gen, s.now
 	return Delivered
 }
 

@@ -30,7 +30,7 @@ type txQueue struct {
 	// Where the last frame went, and from where it came.
 	lastDst, lastGen uint64
 	lastTo           *port
-	lastSrc          uint64
+	lastSrc, srcGen  uint64
 	lastLook         int64 // ns; of lastDst
 	lastLearn        int64 // ns; of lastSrc
 }
