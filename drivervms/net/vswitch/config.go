@@ -12,7 +12,7 @@ import (
 
 // Bounds of ports.
 const (
-	MaxPorts  = 1024
+	MaxPorts  = 512
 	MaxPairs  = 16 // queue pairs a port
 	MaxNames  = 4096
 	MinMTU    = 576

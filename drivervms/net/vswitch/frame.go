@@ -102,7 +102,12 @@ func (f *frame) check(mtu int) Reason {
 		if f.l4 == 0 || f.fragment || int(h.CsumStart) < f.l4 || int(h.CsumStart)+int(h.CsumOffset)+2 > len(f.head) {
 			return DropHeader
 		}
+	} else {
+		h.CsumStart, h.CsumOffset = 0, 0
 	}
+	// What does not count is not passed on.
+	h.Flags &= virtionet.NeedsCsum
+	h.NumBuffers = 0
 	if h.GSOType != virtionet.GSONone {
 		n := f.headers()
 		ip := h.GSOType&^virtionet.GSOECN == virtionet.GSOTCPv4
@@ -114,7 +119,7 @@ func (f *frame) check(mtu int) Reason {
 		}
 		h.HdrLen = uint16(n)
 	} else {
-		h.HdrLen = 0
+		h.HdrLen, h.GSOSize = 0, 0
 	}
 	return Delivered
 }

@@ -82,7 +82,6 @@ func (q *rxQueue) put(h *virtionet.Header, head []byte, body [][]byte, n int) Re
 		}
 	}
 	out := *h
-	out.Flags &= virtionet.NeedsCsum
 	out.NumBuffers = uint16(k)
 	if c := &q.spare[0]; k == 1 && len(c.Writable) == 1 {
 		w := c.Writable[0]

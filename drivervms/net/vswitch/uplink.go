@@ -147,9 +147,7 @@ func (o *outlet) put(h *virtionet.Header, head []byte, body [][]byte, n int) Rea
 		o.flush()
 	}
 	p, b := &o.out[o.n], &o.heads[o.n]
-	out := *h
-	out.Flags &= virtionet.NeedsCsum
-	out.Encode(b[:])
+	h.Encode(b[:])
 	k := copy(b[virtionet.HeaderBytes:], head)
 	p.Failed = false
 	p.Segs = append(append(p.Segs[:0], b[:virtionet.HeaderBytes+k]), body...)
