@@ -77,7 +77,7 @@ func Dial(ctx context.Context, rw io.ReadWriteCloser) (*Client, error) {
 		return nil, dialError(ctx, rw, ctx.Err())
 	}
 	h := &c.Hello
-	h.Agent, h.Kernel, h.Arch = Clean(h.Agent), Clean(h.Kernel), Clean(h.Arch)
+	h.Agent, h.Kernel, h.Arch, h.Failure = Clean(h.Agent), Clean(h.Kernel), Clean(h.Arch), Clean(h.Failure)
 	if h.Version != Version {
 		return nil, errors.Join(fmt.Errorf("%w: %d, expected %d", ErrVersion, h.Version, Version), rw.Close())
 	}

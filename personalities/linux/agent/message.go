@@ -25,6 +25,8 @@ type Hello struct {
 	Arch    string `json:",omitempty"` // Go's name of it
 	// BootMs is for how long the guest's kernel had been running when its agent was ready, in milliseconds.
 	BootMs int64 `json:",omitempty"`
+	// Failure is what went wrong when the guest was set up as its Config says. The agent answers all the same.
+	Failure string `json:",omitempty"`
 }
 
 // Size is a terminal's, in characters.
@@ -102,22 +104,21 @@ const DefaultGrace = 5 * time.Second
 
 // Status is how the guest is.
 type Status struct {
-	UptimeMs       int64
-	Kernel         string
-	Hostname       string
-	Load1          float64 // average number of runnable tasks in the last minute
-	MemoryKiB      uint64
-	MemoryFreeKiB  uint64 // free, or in use only by caches of files
-	Processes      int
-	Execs          int   // programs that run by Exec now
-	Main           *Exit `json:",omitempty"` // of the main program, when it has ended
-	MainRunning    bool
-	RootReadOnly   bool
-	RootFreeKiB    uint64
-	RootTotalKiB   uint64
-	UnixNano       int64 // the guest's clock
-	OrphansReaped  uint64
-	ClockOffsetsMs int64 // by how much the clock was ever set, in total
+	UptimeMs      int64
+	Kernel        string
+	Hostname      string
+	Load1         float64 // average number of runnable tasks in the last minute
+	MemoryKiB     uint64
+	MemoryFreeKiB uint64 // free, or in use only by caches of files
+	Processes     int
+	Execs         int   // programs that run by Exec now
+	Main          *Exit `json:",omitempty"` // of the main program, when it has ended
+	MainRunning   bool
+	RootReadOnly  bool
+	RootFreeKiB   uint64
+	RootTotalKiB  uint64
+	UnixNano      int64 // the guest's clock
+	OrphansReaped uint64
 }
 
 // Network is the set-up of a guest's interfaces and names.

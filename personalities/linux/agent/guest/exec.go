@@ -155,7 +155,7 @@ func (e *execution) run(child *Child, stdin, stdout, stderr *os.File) {
 			_ = f.Close() // a terminal's twice
 		}
 	}
-	e.s.finish(e, exitOf(child.Status()))
+	e.s.finish(e, ExitOf(child.Status()))
 }
 
 // send carries output to the host, as far as the window allows.

@@ -167,16 +167,16 @@ func credentials(name string) (*syscall.Credential, string, error) {
 	return c, home, nil
 }
 
-// exitOf returns how a program ended.
-func exitOf(s unix.WaitStatus) agent.Exit {
+// ExitOf returns how a program ended.
+func ExitOf(s unix.WaitStatus) agent.Exit {
 	if s.Signaled() {
 		return agent.Exit{Code: 128 + int(s.Signal()), Signal: int(s.Signal())}
 	}
 	return agent.Exit{Code: s.ExitStatus()}
 }
 
-// notStarted returns the exit of a program that could not be started.
-func notStarted(err error) agent.Exit {
+// NotStarted returns the exit of a program that could not be started.
+func NotStarted(err error) agent.Exit {
 	code := codeNotRun
 	if errors.Is(err, fs.ErrNotExist) {
 		code = codeNotFound

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,6 +19,8 @@ type Reaper struct {
 	mu       sync.Mutex
 	children map[int]*Child
 	orphans  atomic.Uint64
+	ended    chan os.Signal
+	closed   bool
 }
 
 // Child is a program that was started. It leads a session and a group of processes.
@@ -30,11 +33,10 @@ type Child struct {
 
 // NewReaper returns a Reaper, for all children of this process if all is set, else for those that it starts.
 func NewReaper(all bool) *Reaper {
-	r := &Reaper{all: all, children: make(map[int]*Child)}
-	ended := make(chan os.Signal, 1)
-	signal.Notify(ended, unix.SIGCHLD)
+	r := &Reaper{all: all, children: make(map[int]*Child), ended: make(chan os.Signal, 1)}
+	signal.Notify(r.ended, unix.SIGCHLD)
 	go func() {
-		for range ended {
+		for range r.ended {
 			r.reap()
 		}
 	}()
@@ -46,6 +48,9 @@ func (r *Reaper) Start(path string, argv []string, attr *syscall.ProcAttr) (*Chi
 	// The lock keeps the end of the new process from being taken for an orphan's.
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.closed {
+		return nil, errors.New("the guest is shutting down")
+	}
 	pid, err := syscall.ForkExec(path, argv, attr)
 	if err != nil {
 		return nil, err
@@ -87,6 +92,34 @@ func (r *Reaper) wait(pid int) bool {
 			r.orphans.Add(1)
 		}
 		return true
+	}
+}
+
+// WaitAll collects until there is no process left below this one, or the time is over, and returns whether there is none. Nothing can be started
+// from then on.
+func (r *Reaper) WaitAll(limit time.Duration) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.closed = true
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, unix.SIGCHLD)
+	defer signal.Stop(ended)
+	late := time.After(limit)
+	for {
+		for r.wait(-1) {
+		}
+		// Peek only: what ends just now is collected in the next round.
+		if err := unix.Waitid(unix.P_ALL, 0, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil); err == unix.ECHILD {
+			return true
+		}
+		r.mu.Unlock()
+		select {
+		case <-ended:
+		case <-late:
+			r.mu.Lock()
+			return false
+		}
+		r.mu.Lock()
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 
 	"github.com/grailos/grail/personalities/linux/agent"
 )
@@ -28,15 +29,34 @@ type Server struct {
 	// Call does what a host asks for, each on a goroutine of its own. It must stop when stop is closed: the host has gone.
 	Call func(c agent.Call, stop <-chan struct{}) (result any, err error)
 
-	mu    sync.Mutex
-	execs int
+	// Panicked is told of a panic, which ends what it happened in and nothing else. Nil: it ends this process.
+	Panicked func(v any)
+
+	mu   sync.Mutex
+	busy int // programs and calls
+	runs int // programs
+	idle chan struct{}
+}
+
+// spawn runs f on a goroutine of its own.
+func (s *Server) spawn(f func()) {
+	go func() {
+		defer func() {
+			if s.Panicked != nil {
+				if v := recover(); v != nil {
+					s.Panicked(v)
+				}
+			}
+		}()
+		f()
+	}()
 }
 
 // Execs returns how many programs run for the host.
 func (s *Server) Execs() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.execs
+	return s.runs
 }
 
 // Serve answers hosts on port, one after the other, until its Read fails with another error than ErrReset.
@@ -88,7 +108,7 @@ func (s *Server) hello(current *session, out *agent.Writer, f agent.Frame) (*ses
 		return n, err
 	}
 	// The one who reads never waits for the host to do so. This is the first that is sent, as nothing else is asked for yet.
-	n.group.Go(func() { _ = n.out.Send(agent.Frame{Type: agent.FrameHello, Payload: payload}) })
+	s.spawn(func() { _ = n.out.Send(agent.Frame{Type: agent.FrameHello, Payload: payload}) })
 	return n, nil
 }
 
@@ -98,7 +118,6 @@ type session struct {
 	nonce  string
 	out    *agent.Writer
 	stop   chan struct{}
-	group  sync.WaitGroup
 
 	mu    sync.Mutex
 	execs map[uint32]*execution
@@ -187,11 +206,11 @@ func (s *session) exec(f agent.Frame) error {
 	}
 	s.execs[f.ID] = e
 	s.mu.Unlock()
-	s.server.count(1)
+	s.server.count(1, 0)
 	// Looking for a program may have to wait for a disk.
-	s.group.Go(func() {
+	s.server.spawn(func() {
 		if err := e.start(&x); err != nil {
-			s.finish(e, notStarted(err))
+			s.finish(e, NotStarted(err))
 		}
 	})
 	return nil
@@ -213,7 +232,7 @@ func (s *session) setChild(e *execution, c *Child) {
 // finish reports a program's end, the last that the host hears of it.
 func (s *session) finish(e *execution, x agent.Exit) {
 	e.close()
-	s.server.count(-1)
+	defer s.server.count(-1, 0)
 	s.mu.Lock()
 	if s.execs[e.id] == e {
 		delete(s.execs, e.id)
@@ -229,10 +248,34 @@ func (s *session) finish(e *execution, x agent.Exit) {
 	}
 }
 
-func (s *Server) count(n int) {
+// count notes that programs and calls have begun or ended.
+func (s *Server) count(runs, calls int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.execs += n
+	s.runs += runs
+	s.busy += runs + calls
+	if s.busy == 0 && s.idle != nil {
+		close(s.idle)
+		s.idle = nil
+	}
+}
+
+// Drain waits until every program's end is reported and every call is answered, or the time is over.
+func (s *Server) Drain(limit time.Duration) {
+	s.mu.Lock()
+	if s.busy == 0 {
+		s.mu.Unlock()
+		return
+	}
+	if s.idle == nil {
+		s.idle = make(chan struct{})
+	}
+	idle := s.idle
+	s.mu.Unlock()
+	select {
+	case <-idle:
+	case <-time.After(limit):
+	}
 }
 
 // call answers a call when it is done.
@@ -247,8 +290,10 @@ func (s *session) call(f agent.Frame) error {
 		return fmt.Errorf("%w: more than %d calls at a time", agent.ErrProtocol, maxCalls)
 	}
 	s.calls++
+	s.server.count(0, 1)
 	id := f.ID
-	s.group.Go(func() {
+	s.server.spawn(func() {
+		defer s.server.count(0, -1)
 		var r agent.Reply
 		result, err := s.server.Call(c, s.stop)
 		if err == nil && result != nil {

@@ -1,0 +1,173 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/grailos/grail/hv"
+	"github.com/grailos/grail/personalities/linux/agent"
+)
+
+// serveControl accepts control connections for as long as the VM lives. Who may connect was decided by who may reach the
+// socket's path.
+func (v *vm) serveControl() {
+	for {
+		fd, _, err := unix.Accept4(v.spec.Control, unix.SOCK_CLOEXEC)
+		if err == unix.EINTR || err == unix.ECONNABORTED {
+			continue
+		}
+		if err != nil {
+			return
+		}
+		go v.serveConn(hv.NewConn(fd))
+	}
+}
+
+func (v *vm) serveConn(c *hv.Conn) {
+	defer c.Close()
+	for {
+		var req hv.Request
+		fds, err := c.Receive(&req)
+		if err == nil && req.Op == hv.OpExec {
+			v.exec(c, req.Command, fds)
+			return
+		}
+		for _, fd := range fds {
+			unix.Close(fd)
+		}
+		if err != nil {
+			return
+		}
+		resp, err := v.control(&req)
+		if err != nil {
+			resp.Error = err.Error()
+		}
+		if c.Send(resp) != nil {
+			return
+		}
+	}
+}
+
+func (v *vm) control(req *hv.Request) (resp hv.Response, err error) {
+	switch req.Op {
+	case hv.OpStatus:
+		st := &hv.Status{Name: v.spec.Name, State: hv.StateStarting, Engine: v.spec.Engine, Console: v.console.Lines(),
+			Stats: hv.Stats{MemoryBytes: v.spec.MemoryBytes}}
+		select {
+		case <-v.ready:
+			st.State = hv.StateReady
+		default:
+		}
+		resp.Status = st
+	case hv.OpAttachments: // its disks are its portals' clients
+	case hv.OpSignal:
+		err = v.signal(syscall.Signal(req.Signal))
+	case hv.OpKill:
+		v.end()
+	default:
+		err = fmt.Errorf("a Linux VM does not know the request %q", req.Op)
+	}
+	return resp, err
+}
+
+// end ends the VM at once.
+func (v *vm) end() {
+	v.mu.Lock()
+	v.stopped = true
+	v.mu.Unlock()
+	v.kill()
+}
+
+// signal has SIGTERM shut the guest down, as it would an operating system, and gives the others to the VM's program.
+func (v *vm) signal(sig syscall.Signal) error {
+	if sig != syscall.SIGTERM {
+		select {
+		case v.signals <- sig:
+			return nil
+		default:
+			return errors.New("the guest does not take its signals")
+		}
+	}
+	v.mu.Lock()
+	v.stopped = true
+	a := v.agent
+	v.mu.Unlock()
+	if a == nil {
+		v.kill() // it is still booting: there is nothing to lose
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(v.ctx, shutdownLimit)
+	defer cancel()
+	return a.Shutdown(ctx, agent.Shutdown{Mode: agent.PowerOff})
+}
+
+// exec runs one program for whoever is at the other end of c, and answers when it has ended.
+func (v *vm) exec(c *hv.Conn, cmd *hv.Command, fds []int) {
+	var files []*os.File
+	for _, fd := range fds {
+		files = append(files, os.NewFile(uintptr(fd), "exec"))
+	}
+	defer func() {
+		for _, f := range files {
+			f.Close()
+		}
+	}()
+	refuse := func(text string) { _ = c.Send(hv.Response{Error: text}) }
+	if cmd == nil || len(files) != 3 {
+		refuse("expected a command and three descriptors")
+		return
+	}
+	select {
+	case <-v.ready:
+	case <-v.ctx.Done():
+		refuse("the VM is ending")
+		return
+	}
+	ctx, cancel := context.WithCancel(v.ctx)
+	defer cancel()
+	signals, resize := make(chan syscall.Signal, 16), make(chan agent.Size, 1)
+	received := make(chan struct{})
+	go func() {
+		defer close(received)
+		defer cancel() // whoever wanted the program is gone
+		for {
+			var req hv.Request
+			fds, err := c.Receive(&req)
+			for _, fd := range fds {
+				unix.Close(fd)
+			}
+			if err != nil {
+				return
+			}
+			switch req.Op {
+			case hv.OpSignal:
+				select {
+				case signals <- syscall.Signal(req.Signal):
+				case <-ctx.Done():
+				}
+			case hv.OpResize:
+				select {
+				case resize <- agent.Size{Rows: req.Rows, Columns: req.Columns}:
+				case <-ctx.Done():
+				}
+			}
+		}
+	}()
+	code, err := v.agent.Exec(ctx, agent.ExecOptions{
+		Process: agent.Process{Argv: cmd.Argv, Env: cmd.Env, Dir: cmd.Dir},
+		TTY:     cmd.TTY, Size: agent.Size{Rows: cmd.Rows, Columns: cmd.Columns},
+		Stdin: files[0], Stdout: files[1], Stderr: files[2], Signals: signals, Resize: resize,
+	})
+	resp := hv.Response{Exit: &code}
+	if err != nil {
+		resp.Error = err.Error()
+	}
+	_ = c.Send(resp)
+	_ = c.Shutdown()
+	<-received // c is closed next
+}
