@@ -61,6 +61,7 @@ type Spec struct {
 type Foreign struct {
 	Arch    string        `json:"arch"` // amd64 or arm64
 	CPUs    int           `json:"cpus"`
+	QEMU    string        `json:"qemu"`
 	Kernel  string        `json:"kernel"`
 	Initrds []string      `json:"initrds"`
 	Dir     string        `json:"dir"` // for the engine's own files

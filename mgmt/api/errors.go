@@ -3,6 +3,7 @@ package api
 import (
 	"errors"
 	"fmt"
+	"github.com/grailos/grail/hv"
 )
 
 // Kind classes an Error for programs.
@@ -66,6 +67,25 @@ func CheckMemory(bytes, least uint64) error {
 		return Errorf(Invalid, "memory of %d bytes is no multiple of 2M; give a multiple, for instance %dM", bytes, (bytes/MemoryUnit+1)*(MemoryUnit>>20))
 	}
 	return nil
+}
+
+// MinLinuxMemory is what a Linux VM needs to boot, in bytes.
+const MinLinuxMemory = 128 << 20
+
+// CheckLinux refuses what a Linux VM cannot have.
+func CheckLinux(c *VMConfig) error {
+	if c.Engine != "" && c.Engine != hv.EngineQEMU {
+		return Errorf(Invalid, "engine %s runs no Linux VMs; leave --engine out, or use qemu", c.Engine)
+	}
+	switch c.Arch {
+	case "", "amd64", "arm64":
+	default:
+		return Errorf(Invalid, "there is no architecture %q; use amd64 or arm64", c.Arch)
+	}
+	if c.Files != "" {
+		return Errorf(Invalid, "a Linux VM has no file bundle; give it a disk, or copy files through grailctl exec")
+	}
+	return CheckMemory(c.MemoryBytes, MinLinuxMemory)
 }
 
 // Bounds of a CPU cap in cores. Below the lower one the kernel's quota has no room (mgmt/fence).

@@ -47,18 +47,26 @@ type DiskRef struct {
 // VMConfig says what a personality VM is.
 type VMConfig struct {
 	Name        string    `json:"name"`
-	Personality string    `json:"personality"`      // "native"
+	Personality string    `json:"personality"`      // "native" or "linux"
 	Engine      hv.Engine `json:"engine,omitempty"` // empty: the best that works here
 	CPU         float64   `json:"cpu,omitempty"`    // cap in cores; 0: none
 	MemoryBytes uint64    `json:"memoryBytes"`
 	Disks       []DiskRef `json:"disks,omitempty"`
 	Files       string    `json:"files,omitempty"` // absolute path of the directory given with --files
-	Program     string    `json:"program"`         // absolute path on the host
+	Program     string    `json:"program"`         // absolute path on the host; personality linux: a command in the guest, empty for none
 	Args        []string  `json:"args,omitempty"`
 	Env         []string  `json:"env,omitempty"`    // NAME=value, beyond the default environment
 	Dir         string    `json:"dir,omitempty"`    // where the guest starts, in its own file system; empty: /
 	Remove      bool      `json:"remove,omitempty"` // forget the VM when it has ended
+	Arch        string    `json:"arch,omitempty"`   // personality linux: amd64 or arm64; empty: the host's
+	TTY         bool      `json:"tty,omitempty"`    // personality linux: Program gets a terminal
 }
+
+// The personalities.
+const (
+	Native = "native"
+	Linux  = "linux"
+)
 
 // VM is a personality VM as graild sees it.
 type VM struct {

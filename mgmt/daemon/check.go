@@ -45,20 +45,26 @@ func checkVM(c *api.VMConfig) error {
 	if err := checkName("name", c.Name, maxVMName); err != nil {
 		return err
 	}
-	if c.Personality != "native" {
-		return api.Errorf(api.Invalid, "there is no personality %q; use native", c.Personality)
-	}
-	if err := checkEngine(c.Engine); err != nil {
-		return err
+	switch c.Personality {
+	case api.Native:
+		if err := checkEngine(c.Engine); err != nil {
+			return err
+		}
+		if !filepath.IsAbs(c.Program) {
+			return api.Errorf(api.Invalid, "program %q is no absolute path", c.Program)
+		}
+	case api.Linux:
+		if err := api.CheckLinux(c); err != nil {
+			return err
+		}
+	default:
+		return api.Errorf(api.Invalid, "there is no personality %q; use native or linux", c.Personality)
 	}
 	if err := api.CheckMemory(c.MemoryBytes, api.MinMemory); err != nil {
 		return err
 	}
 	if err := api.CheckCPU(c.CPU); err != nil {
 		return err
-	}
-	if !filepath.IsAbs(c.Program) {
-		return api.Errorf(api.Invalid, "program %q is no absolute path", c.Program)
 	}
 	if len(c.Disks) > maxDisks {
 		return api.Errorf(api.Invalid, "%d disks are too many; a VM can have %d", len(c.Disks), maxDisks)

@@ -13,11 +13,8 @@ import (
 
 	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/mgmt/api"
-	"github.com/grailos/grail/mgmt/engine"
 	"github.com/grailos/grail/mgmt/fence"
-	"github.com/grailos/grail/mgmt/place"
 	"github.com/grailos/grail/mgmt/store"
-	"github.com/grailos/grail/personalities/native"
 )
 
 // vm is a personality VM.
@@ -56,34 +53,21 @@ func (v *vm) start(ctx context.Context, files map[api.Role]*os.File) (err error)
 	if running {
 		return api.Errorf(api.Busy, "VM %s runs already; stop it first with grailctl stop %s", cfg.Name, cfg.Name)
 	}
-	if files[api.RoleProgram] == nil {
-		return api.Errorf(api.Invalid, "no program was handed over")
+	var m *machine
+	if cfg.Personality == api.Linux {
+		m, err = v.d.linuxMachine(cfg, generation)
+	} else {
+		m, err = v.d.nativeMachine(cfg, files)
 	}
-	vmm, err := place.Program("grailvm")
 	if err != nil {
 		return err
 	}
-	chosen, kvm, why, err := engine.Choose(cfg.Engine)
-	if err != nil {
-		return err
-	}
-	if kvm != nil {
-		defer kvm.Close()
-	}
-	var notes []string
-	if why != "" {
-		notes = append(notes, why)
-	}
-
-	disks, drivers, err := v.d.disksFor(cfg)
-	if err != nil {
-		return err
-	}
-	var clients []*client
-	for _, k := range disks {
-		clients = append(clients, k.client)
-	}
+	l, notes, clients, drivers := m.launch, m.notes, m.clients, m.drivers
+	l.Spec.Stdin = l.Add(files[api.RoleStdin])
+	l.Spec.Stdout = l.Add(files[api.RoleStdout])
+	l.Spec.Stderr = l.Add(files[api.RoleStderr])
 	defer func() {
+		m.close()
 		if err != nil {
 			for _, c := range clients {
 				c.close()
@@ -91,27 +75,11 @@ func (v *vm) start(ctx context.Context, files map[api.Role]*os.File) (err error)
 		}
 	}()
 
-	l := hv.NewLaunch(vmm, hv.Personality, cfg.Name)
-	l.Spec.Engine = chosen
-	l.Spec.KVM = l.Add(kvm)
-	l.Spec.Program = l.Add(files[api.RoleProgram])
-	l.Spec.Files = l.Add(files[api.RoleFiles])
-	l.Spec.Stdin = l.Add(files[api.RoleStdin])
-	l.Spec.Stdout = l.Add(files[api.RoleStdout])
-	l.Spec.Stderr = l.Add(files[api.RoleStderr])
-	l.Spec.Argv = append([]string{cfg.Program}, cfg.Args...)
-	l.Spec.Env = native.Env(cfg.Env...)
-	l.Spec.Dir = cfg.Dir
-	l.Spec.MemoryBytes = cfg.MemoryBytes
-	for _, k := range disks {
-		k.addTo(l)
-	}
-
 	// The record comes first: if graild dies now, the next one finds the process by its tag or sees that there is none.
 	v.mu.Lock()
 	rec := v.rec
 	v.mu.Unlock()
-	rec.State, rec.Generation, rec.Engine = api.Starting, generation, chosen
+	rec.State, rec.Generation, rec.Engine = api.Starting, generation, l.Spec.Engine
 	rec.Started, rec.Ended, rec.Report, rec.Notes, rec.Process = time.Now(), time.Time{}, nil, notes, store.Process{BootID: v.d.bootID}
 	if err := v.d.store.PutVM(&rec); err != nil {
 		return err

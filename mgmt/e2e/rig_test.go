@@ -30,6 +30,7 @@ var programs = sync.OnceValues(func() (string, error) {
 	}
 	for out, pkg := range map[string]string{
 		"grailctl": "mgmt/grailctl", "graild": "mgmt/graild", "grailvm": "hv/grailvm", "grailport": "hv/grailport",
+		"graillinux": "personalities/linux/graillinux", "guests/amd64/grail-init": "personalities/linux/agent/init",
 		"drivers/blk": "drivervms/blk/guest", "verify": "personalities/native/examples/verify", "guest": "mgmt/e2e/testdata/guest",
 	} {
 		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, out), "github.com/grailos/grail/"+pkg)
@@ -127,13 +128,18 @@ func (r *rig) command(args ...string) *exec.Cmd {
 // run runs grailctl and returns both its outputs and its exit code.
 func (r *rig) run(stdin []byte, args ...string) (string, int) {
 	r.t.Helper()
+	return r.runWithin(time.Minute, stdin, args...)
+}
+
+func (r *rig) runWithin(limit time.Duration, stdin []byte, args ...string) (string, int) {
+	r.t.Helper()
 	cmd := r.command(args...)
 	if stdin != nil {
 		cmd.Stdin = bytes.NewReader(stdin)
 	}
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
-	n := code(r.t, runFor(cmd, time.Minute))
+	n := code(r.t, runFor(cmd, limit))
 	return out.String(), n
 }
 
@@ -162,10 +168,15 @@ func code(t *testing.T, err error) int {
 // ctl runs grailctl, which must succeed.
 func (r *rig) ctl(args ...string) string {
 	r.t.Helper()
+	return r.ctlWithin(time.Minute, args...)
+}
+
+func (r *rig) ctlWithin(limit time.Duration, args ...string) string {
+	r.t.Helper()
 	cmd := r.command(args...)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := runFor(cmd, time.Minute); err != nil {
+	if err := runFor(cmd, limit); err != nil {
 		r.t.Fatalf("grailctl %s: %v\n%s", strings.Join(args, " "), err, out.String())
 	}
 	return out.String()

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"runtime"
 	"strconv"
 	"strings"
@@ -58,7 +59,7 @@ func (c *cli) doctorCommand() *cobra.Command {
 }
 
 func diagnose() []check {
-	return []check{checkHost(), checkKVM(), checkNamespaces(), checkCgroups(), checkMemory(), checkHugePages(), checkDirs(), checkPrograms()}
+	return []check{checkHost(), checkKVM(), checkQEMU(), checkNamespaces(), checkCgroups(), checkMemory(), checkHugePages(), checkDirs(), checkPrograms()}
 }
 
 func checkHost() check {
@@ -83,6 +84,24 @@ func checkKVM() check {
 		kind = "software: no vmx or svm; guest user mode is fast, guest kernel mode is not"
 	}
 	return check{Name: "engine", Level: "ok", Detail: "kvm, " + kind}
+}
+
+// checkQEMU tells what Linux VMs run on.
+func checkQEMU() check {
+	var have []string
+	for _, p := range []string{"qemu-system-x86_64", "qemu-system-aarch64"} {
+		if path, err := exec.LookPath(p); err == nil {
+			have = append(have, path)
+		}
+	}
+	if len(have) == 0 {
+		return check{Name: "linux", Level: "weak", Detail: "no QEMU: Linux VMs do not run here", Fix: "install the package qemu-system-x86"}
+	}
+	how := "translating, which is slow"
+	if processorFlag() != "" {
+		how = "on /dev/kvm for guests of this architecture, else translating"
+	}
+	return check{Name: "linux", Level: "ok", Detail: "Linux VMs run in " + strings.Join(have, ", ") + ", " + how}
 }
 
 // processorFlag names the virtualization extension of the processor, if it has one.
@@ -202,7 +221,7 @@ func checkDirs() check {
 func checkPrograms() check {
 	k := check{Name: "programs", Level: "ok"}
 	var missing []string
-	for _, p := range []string{"grailvm", "graild", "grailport", "drivers/blk"} {
+	for _, p := range []string{"grailvm", "graild", "grailport", "graillinux", "drivers/blk"} {
 		if path, err := place.Program(p); err != nil {
 			missing = append(missing, p)
 		} else if p == "grailvm" {

@@ -23,18 +23,19 @@ import (
 
 // vmFlags are the flags that describe a personality VM.
 type vmFlags struct {
-	name, personality, engine, memory, files, dir string
-	cpu                                           float64
-	disks, env                                    []string
+	name, personality, engine, memory, files, dir, arch string
+	cpu                                                 float64
+	disks, env                                          []string
 }
 
 func (f *vmFlags) add(cmd *cobra.Command) {
 	fl := cmd.Flags()
 	fl.StringVar(&f.name, "name", "", "name of the VM (default: made up)")
-	fl.StringVar(&f.personality, "personality", "native", "kind of guest: native, a static Linux program")
-	fl.StringVar(&f.engine, "engine", "", "what executes the guest: kvm or process (default: kvm where it works)")
+	fl.StringVar(&f.personality, "personality", "native", "kind of guest: native, a static Linux program; or linux, a Linux system in which PROGRAM is run")
+	fl.StringVar(&f.engine, "engine", "", "what executes the guest: kvm or process (default: kvm where it works); a Linux VM has qemu")
+	fl.StringVar(&f.arch, "arch", "", "architecture of a Linux VM: amd64 or arm64 (default: this host's)")
 	fl.Float64Var(&f.cpu, "cpu", 0, "cap on processor use in cores, for instance 0.5 (default: none)")
-	fl.StringVar(&f.memory, "memory", "256M", "guest memory: a multiple of 2M, at least 16M")
+	fl.StringVar(&f.memory, "memory", "256M", "guest memory: a multiple of 2M, at least 16M; 128M for a Linux VM")
 	fl.StringArrayVar(&f.disks, "disk", nil, "give the VM a disk of a driver VM: DRIVER/DISK, or DRIVER/DISK:ro to only read it (repeatable)")
 	fl.StringVar(&f.files, "files", "", "directory whose content becomes the guest's read-only file system")
 	fl.StringVarP(&f.dir, "workdir", "w", "", "directory of the guest's file system in which the program starts (default: /)")
@@ -43,28 +44,50 @@ func (f *vmFlags) add(cmd *cobra.Command) {
 	fl.SetInterspersed(false)
 }
 
+// program checks the arguments: a native VM needs a program.
+func (f *vmFlags) program(cmd *cobra.Command, args []string) error {
+	if f.personality == api.Linux {
+		return nil
+	}
+	return atLeastOne("a PROGRAM")(cmd, args)
+}
+
 // config makes a VM's configuration from flags and arguments, and opens the program.
 func (f *vmFlags) config(args []string) (api.VMConfig, *os.File, error) {
-	cfg := api.VMConfig{Name: f.name, Personality: f.personality, Engine: hv.Engine(f.engine), CPU: f.cpu, Args: args[1:]}
-	if cfg.Personality != "native" {
-		return cfg, nil, fmt.Errorf("there is no personality %q; use native", cfg.Personality)
+	cfg := api.VMConfig{Name: f.name, Personality: f.personality, Engine: hv.Engine(f.engine), CPU: f.cpu}
+	if len(args) > 0 {
+		cfg.Program, cfg.Args = args[0], args[1:]
 	}
-	switch cfg.Engine {
-	case "", hv.EngineKVM, hv.EngineProcess:
+	switch cfg.Personality {
+	case api.Native:
+		switch cfg.Engine {
+		case "", hv.EngineKVM, hv.EngineProcess:
+		default:
+			return cfg, nil, fmt.Errorf("there is no engine %q for native VMs; use kvm or process", f.engine)
+		}
+		if f.arch != "" {
+			return cfg, nil, errors.New("--arch is for Linux VMs; a native program has the host's architecture")
+		}
+	case api.Linux:
+		cfg.Arch = f.arch
 	default:
-		return cfg, nil, fmt.Errorf("there is no engine %q; use kvm or process", f.engine)
+		return cfg, nil, fmt.Errorf("there is no personality %q; use native or linux", cfg.Personality)
 	}
 	if err := api.CheckCPU(f.cpu); err != nil {
 		return cfg, nil, fmt.Errorf("--cpu: %w", err)
 	}
 	if cfg.Name == "" {
-		cfg.Name = madeUpName()
+		cfg.Name = madeUpName(cfg.Personality)
 	}
 	var err error
 	if cfg.MemoryBytes, err = size.Parse(f.memory); err != nil {
 		return cfg, nil, fmt.Errorf("--memory: %w", err)
 	}
-	if err := api.CheckMemory(cfg.MemoryBytes, api.MinMemory); err != nil {
+	least := uint64(api.MinMemory)
+	if cfg.Personality == api.Linux {
+		least = api.MinLinuxMemory
+	}
+	if err := api.CheckMemory(cfg.MemoryBytes, least); err != nil {
 		return cfg, nil, fmt.Errorf("--memory %s: %w", f.memory, err)
 	}
 	for _, s := range f.disks {
@@ -100,6 +123,9 @@ func (f *vmFlags) config(args []string) (api.VMConfig, *os.File, error) {
 		return cfg, nil, fmt.Errorf("--workdir %s is relative; give a path of the guest's file system that begins with /", f.dir)
 	}
 	cfg.Dir = f.dir
+	if cfg.Personality == api.Linux {
+		return cfg, nil, api.CheckLinux(&cfg)
+	}
 	if cfg.Program, err = filepath.Abs(args[0]); err != nil {
 		return cfg, nil, err
 	}
@@ -170,4 +196,6 @@ func (c *cli) pack(ctx context.Context, dir string) (*os.File, error) {
 }
 
 // madeUpName returns a name that hardly anybody has.
-func madeUpName() string { return "native-" + strings.ToLower(rand.Text()[:6]) }
+func madeUpName(personality string) string {
+	return personality + "-" + strings.ToLower(rand.Text()[:6])
+}

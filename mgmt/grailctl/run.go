@@ -27,12 +27,17 @@ func (c *cli) runCommand() *cobra.Command {
 		Short:   "Run a program in a VM of its own, in the foreground",
 		Long: `run starts PROGRAM, a static Linux program on this host, in a VM of its own. The guest's
 standard input, output, error and exit code are the command's own. Ctrl-C is sent to the
-guest as SIGINT; a second one ends the VM. The VM outlives a crash of graild.`,
+guest as SIGINT; a second one ends the VM. The VM outlives a crash of graild.
+
+With --personality linux, a Linux system is booted in the VM, PROGRAM is a command of that
+system, and the VM ends when it has ended; without PROGRAM, when it is stopped.`,
 		Example: `  grailctl run -- ./hello
   grailctl run --rm --memory 64M -- busybox sha256sum < file
   grailctl run --files ./site --env PORT=80 -- ./server
-  grailctl run --disk blk0/data:ro -- ./fshash data`,
-		Args: atLeastOne("a PROGRAM"),
+  grailctl run --disk blk0/data:ro -- ./fshash data
+  grailctl run --personality linux -- uname -a
+  grailctl run --personality linux -t -- sh`,
+		Args: f.program,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if tty {
 				reset, err := c.rawTerminal()
@@ -41,7 +46,7 @@ guest as SIGINT; a second one ends the VM. The VM outlives a crash of graild.`,
 				}
 				defer reset()
 			}
-			return c.run(cmd.Context(), &f, remove, args)
+			return c.run(cmd.Context(), &f, remove, tty, args)
 		},
 	}
 	f.add(cmd)
@@ -58,13 +63,13 @@ func (c *cli) createCommand() *cobra.Command {
 		Short:   "Make a VM without starting it",
 		Example: `  grailctl create --name web --memory 64M -- ./server
   grailctl start web`,
-		Args: atLeastOne("a PROGRAM"),
+		Args: f.program,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg, program, err := f.config(args)
 			if err != nil {
 				return err
 			}
-			program.Close()
+			program.Close() // of a Linux VM there is none
 			client, _, err := c.connect(cmd.Context())
 			if err != nil {
 				return err
@@ -103,7 +108,12 @@ func (c *cli) startCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			program, err := openProgram(v.Program)
+			var program *os.File
+			if v.Personality == api.Linux {
+				err = c.prepareLinux(ctx, dirs, v.Arch)
+			} else {
+				program, err = openProgram(v.Program)
+			}
 			if err != nil {
 				return err
 			}
@@ -137,7 +147,7 @@ func (c *cli) startCommand() *cobra.Command {
 }
 
 // run makes a VM and runs it in the foreground.
-func (c *cli) run(ctx context.Context, f *vmFlags, remove bool, args []string) error {
+func (c *cli) run(ctx context.Context, f *vmFlags, remove, tty bool, args []string) error {
 	cfg, program, err := f.config(args)
 	if err != nil {
 		return err
@@ -147,6 +157,12 @@ func (c *cli) run(ctx context.Context, f *vmFlags, remove bool, args []string) e
 	_, dirs, err := c.connect(ctx)
 	if err != nil {
 		return err
+	}
+	if cfg.Personality == api.Linux {
+		cfg.TTY = tty
+		if err := c.prepareLinux(ctx, dirs, cfg.Arch); err != nil {
+			return err
+		}
 	}
 	return c.foreground(ctx, dirs, cfg, notCreated, program)
 }
@@ -326,6 +342,9 @@ func (c *cli) ended(v api.VM, program io.ReaderAt) error {
 	}
 	switch r.Cause {
 	case hv.CauseExit:
+		if r.Message != "" {
+			say("failed: %s", r.Message)
+		}
 		if r.Code == 0 {
 			return nil
 		}

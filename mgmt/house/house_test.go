@@ -26,7 +26,7 @@ var mayImport = map[string][]string{
 	"hv/guest":      {"ring", "hv/abi"},
 	"hv":            {"arch", "ring", "vcpu", "hv/abi"},
 	"drivervms":     {"hv", "hv/abi", "hv/guest", "ring", "arch"},
-	"personalities": {"hv", "hv/abi", "hv/guest", "ring", "arch", "images"},
+	"personalities": {"hv", "hv/abi", "hv/guest", "ring", "arch", "vcpu", "images"},
 	"mgmt":          {"ring", "arch", "vcpu", "hv", "hv/abi", "hv/guest", "drivervms", "personalities", "images"},
 	"images":        {},
 }

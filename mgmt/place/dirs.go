@@ -84,5 +84,8 @@ func (d Dirs) Lock() string { return filepath.Join(d.State, "lock") }
 // Log returns the path of graild's log.
 func (d Dirs) Log() string { return filepath.Join(d.State, "graild.log") }
 
+// Images returns the directory of kernels and initial file systems.
+func (d Dirs) Images() string { return filepath.Join(d.State, "images") }
+
 // Store returns the path of graild's store.
 func (d Dirs) Store() string { return filepath.Join(d.State, "grail.db") }

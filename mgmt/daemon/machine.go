@@ -1,0 +1,139 @@
+package daemon
+
+import (
+	"math"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+
+	"github.com/grailos/grail/hv"
+	"github.com/grailos/grail/mgmt/api"
+	"github.com/grailos/grail/mgmt/engine"
+	"github.com/grailos/grail/mgmt/linuximage"
+	"github.com/grailos/grail/mgmt/place"
+	"github.com/grailos/grail/personalities/linux/agent"
+	"github.com/grailos/grail/personalities/native"
+)
+
+// machine is a run of a personality VM that is about to start.
+type machine struct {
+	launch  *hv.Launch
+	notes   []string
+	clients []*client // the client's ends of its disks, if it is native
+	drivers []*driver // of the clients
+	files   []*os.File
+}
+
+// close gives up what was only needed for the start.
+func (m *machine) close() {
+	for _, f := range m.files {
+		f.Close()
+	}
+}
+
+// nativeMachine prepares a native VM with the files of a handover, which stay the caller's.
+func (d *Daemon) nativeMachine(cfg api.VMConfig, files map[api.Role]*os.File) (*machine, error) {
+	if files[api.RoleProgram] == nil {
+		return nil, api.Errorf(api.Invalid, "no program was handed over")
+	}
+	vmm, err := place.Program("grailvm")
+	if err != nil {
+		return nil, err
+	}
+	chosen, kvm, why, err := engine.Choose(cfg.Engine)
+	if err != nil {
+		return nil, err
+	}
+	m := &machine{launch: hv.NewLaunch(vmm, hv.Personality, cfg.Name)}
+	if kvm != nil {
+		m.files = append(m.files, kvm)
+	}
+	if why != "" {
+		m.notes = append(m.notes, why)
+	}
+	disks, drivers, err := d.disksFor(cfg)
+	if err != nil {
+		m.close()
+		return nil, err
+	}
+	l := m.launch
+	l.Spec.Engine = chosen
+	l.Spec.KVM = l.Add(kvm)
+	l.Spec.Program = l.Add(files[api.RoleProgram])
+	l.Spec.Files = l.Add(files[api.RoleFiles])
+	l.Spec.Argv = append([]string{cfg.Program}, cfg.Args...)
+	l.Spec.Env = native.Env(cfg.Env...)
+	l.Spec.Dir = cfg.Dir
+	l.Spec.MemoryBytes = cfg.MemoryBytes
+	for _, k := range disks {
+		m.clients = append(m.clients, k.client)
+		k.addTo(l)
+	}
+	m.drivers = drivers
+	return m, nil
+}
+
+// linuxMachine prepares a Linux VM. Its disks are reached through the vhost-user sockets of their drivers: QEMU is a client of the
+// portal, and the portal's attachment is the driver's client.
+func (d *Daemon) linuxMachine(cfg api.VMConfig, generation int) (*machine, error) {
+	vmm, err := place.Program("graillinux")
+	if err != nil {
+		return nil, err
+	}
+	arch := cfg.Arch
+	if arch == "" {
+		arch = runtime.GOARCH
+	}
+	program, pack := "qemu-system-x86_64", "qemu-system-x86"
+	if arch == "arm64" {
+		program, pack = "qemu-system-aarch64", "qemu-system-arm"
+	}
+	emulator, err := exec.LookPath(program)
+	if err != nil {
+		return nil, api.Errorf(api.Invalid, "a Linux VM for %s needs %s, which is not here; install the package %s", arch, program, pack)
+	}
+	image, err := linuximage.Open(d.dirs.Images(), arch)
+	if err != nil {
+		return nil, err
+	}
+	f := &hv.Foreign{Arch: arch, CPUs: max(1, int(math.Ceil(cfg.CPU))), QEMU: emulator, Kernel: image.Kernel, Initrds: image.Initrds,
+		Dir: filepath.Join(d.dirs.Run, "qemu", cfg.Name), TTY: cfg.TTY}
+	if cfg.CPU == 0 {
+		f.CPUs = min(2, runtime.NumCPU())
+	}
+	if err := os.MkdirAll(filepath.Dir(f.Dir), 0o711); err != nil {
+		return nil, err
+	}
+	var mounts agent.Config
+	for _, ref := range cfg.Disks {
+		dr, err := d.driver(ref.Driver)
+		if err != nil {
+			return nil, err
+		}
+		dev, err := dr.device(ref.Disk)
+		if err != nil {
+			return nil, err
+		}
+		switch {
+		case !dr.rec.Config.Socket:
+			return nil, api.Errorf(api.Invalid, "driver %s offers its disks to native VMs only; make it with grailctl driver create … --socket to use it in a Linux VM", ref.Driver)
+		case ref.ReadOnly && !dev.ReadOnly:
+			return nil, api.Errorf(api.Invalid, "disk %s/%s can be written by all clients of its socket; make the driver with --disk %s=PATH:ro", ref.Driver, ref.Disk, ref.Disk)
+		}
+		f.Disks = append(f.Disks, hv.ForeignDisk{ID: ref.Disk, Socket: d.portalSocket(ref.Driver, ref.Disk), ReadOnly: dev.ReadOnly})
+	}
+	told, err := linuximage.Config(filepath.Join(d.dirs.VM(cfg.Name), "config.cpio"), &mounts)
+	if err != nil {
+		return nil, err
+	}
+	f.Initrds = append(f.Initrds, told)
+	m := &machine{launch: hv.NewLaunch(vmm, hv.Personality, cfg.Name)}
+	l := m.launch
+	l.Spec.Engine, l.Spec.Foreign, l.Spec.MemoryBytes = hv.EngineQEMU, f, cfg.MemoryBytes
+	if cfg.Program != "" {
+		l.Spec.Argv = append([]string{cfg.Program}, cfg.Args...)
+	}
+	l.Spec.Env, l.Spec.Dir = cfg.Env, cfg.Dir
+	return m, nil
+}

@@ -1,0 +1,120 @@
+package e2e
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/grailos/grail/hv"
+)
+
+// linuxLimit is how long a Linux VM may take over anything: QEMU translates its code, on a machine with others.
+const linuxLimit = 4 * time.Minute
+
+// images is the tests' common folder of kernels. It lies with the programs, which are removed in the end.
+func images(t *testing.T) string {
+	t.Helper()
+	dir, err := programs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir = filepath.Join(dir, "images")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// linuxRig is a rig for Linux VMs.
+func linuxRig(t *testing.T) *rig {
+	t.Helper()
+	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil || runtime.GOARCH != "amd64" {
+		t.Skip("SKIPPED, NO ENGINE: qemu-system-x86_64 is not here (package qemu-system-x86)")
+	}
+	r := newRig(t, hv.EngineProcess)
+	if err := os.Symlink(images(t), r.dirs.Images()); err != nil { // fetched and made once for all tests
+		t.Fatal(err)
+	}
+	out, code := r.runWithin(linuxLimit, nil, "image", "prepare")
+	if code != 0 {
+		t.Skipf("SKIPPED: no kernel for Linux VMs can be had here: %s", out)
+	}
+	return r
+}
+
+// TestLinux boots one Linux VM with a disk of a driver VM, uses it in every way, and crashes its driver.
+func TestLinux(t *testing.T) {
+	r := linuxRig(t)
+	image := r.disk(16 << 20)
+	content := bytes.Repeat([]byte("0123456789abcde\n"), 1<<16)
+	if err := os.WriteFile(image, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(image, 16<<20); err != nil {
+		t.Fatal(err)
+	}
+	r.ctl("driver", "create", "blk", "blk0", "--socket", "--disk", "d="+image)
+	r.ctl("create", "--personality", "linux", "--name", "tux", "--disk", "blk0/d")
+	r.ctl("start", "tux")
+	in := func(stdin []byte, want int, args ...string) string {
+		t.Helper()
+		out, code := r.runWithin(linuxLimit, stdin, append([]string{"exec", "tux", "--"}, args...)...)
+		if code != want {
+			t.Fatalf("%v: exit code %d, want %d; output %.2000q\n%s", args, code, want, out, r.ctl("logs", "tux"))
+		}
+		return out
+	}
+	if out := in(nil, 0, "uname", "-s"); out != "Linux\n" {
+		t.Errorf("uname: %q", out)
+	}
+	in(nil, 42, "sh", "-c", "exit 42")
+	in(nil, 127, "no-such-program")
+	if out := in(content, 0, "sha256sum"); !strings.HasPrefix(out, fmt.Sprintf("%x", sha256.Sum256(content))) {
+		t.Errorf("standard input: %q", out)
+	}
+	sum := func() string { return in(nil, 0, "sh", "-c", "dd if=/dev/vda bs=64k count=16 2>/dev/null | sha256sum") }
+	if out := sum(); !strings.HasPrefix(out, fmt.Sprintf("%x", sha256.Sum256(content))) {
+		t.Errorf("the disk: %q", out)
+	}
+	for i, how := range []string{"kill", "fault"} {
+		in(nil, 0, "sh", "-c", fmt.Sprintf("(dd if=/dev/zero of=/dev/vda bs=4k seek=%d count=400 oflag=direct conv=notrunc && sync; echo $? >/tmp/done%d) >/dev/null 2>&1 &", 1000+i*400, i))
+		r.ctl("driver", "crash", "blk0", "--how", how)
+		out := in(nil, 0, "sh", "-c", fmt.Sprintf("while ! [ -s /tmp/done%d ]; do sleep 0.1; done; cat /tmp/done%d", i, i))
+		if out != "0\n" {
+			t.Errorf("writing while the driver dies (%s): %q", how, out)
+		}
+	}
+	r.killDaemon()
+	if out := in(nil, 0, "cat", "/proc/partitions"); !strings.Contains(out, "vda") {
+		t.Errorf("after graild died: %q", out)
+	}
+	r.ctlWithin(linuxLimit, "stop", "-t", "1m", "tux")
+	if out := r.ctl("ps", "-a"); !strings.Contains(out, "exited 0") && !strings.Contains(out, "stop") {
+		t.Errorf("ps:\n%s", out)
+	}
+	r.ctl("rm", "tux")
+	if b, err := os.ReadFile(image); err != nil || !bytes.Equal(b[:len(content)], content) {
+		t.Errorf("the image's beginning was changed: %v", err)
+	}
+}
+
+// TestLinuxRun runs one command in a VM of its own.
+func TestLinuxRun(t *testing.T) {
+	r := linuxRig(t)
+	out, code := r.runWithin(linuxLimit, []byte("to the guest\n"), "run", "--rm", "--personality", "linux", "--", "sh", "-c", "cat; echo err >&2; exit 7")
+	if code != 7 || out != "to the guest\nerr\n" {
+		t.Errorf("exit code %d, output %q", code, out)
+	}
+	if _, err := os.Stat(filepath.Join(r.dirs.Run, "qemu")); err == nil {
+		if left, _ := os.ReadDir(filepath.Join(r.dirs.Run, "qemu")); len(left) > 0 {
+			t.Errorf("left behind: %v", left)
+		}
+	}
+}

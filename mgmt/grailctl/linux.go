@@ -1,0 +1,181 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"time"
+
+	"github.com/containerd/console"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/grailos/grail/hv"
+	"github.com/grailos/grail/mgmt/api"
+	"github.com/grailos/grail/mgmt/linuximage"
+	"github.com/grailos/grail/mgmt/place"
+)
+
+// slowPrepare is after how long the preparation of an image shows that it is at work.
+const slowPrepare = time.Second
+
+// prepareLinux makes what Linux VMs of an architecture boot from, where it is not there yet.
+func (c *cli) prepareLinux(ctx context.Context, dirs place.Dirs, arch string) error {
+	if arch == "" {
+		arch = runtime.GOARCH
+	}
+	ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM)
+	defer stop()
+	slow := time.AfterFunc(slowPrepare, func() {
+		fmt.Fprintf(c.stderr, "grailctl: fetching the distribution's %s kernel; this is done once\n", arch)
+	})
+	defer slow.Stop()
+	_, err := linuximage.Ensure(ctx, dirs.Images(), arch)
+	return err
+}
+
+func (c *cli) imageCommand() *cobra.Command {
+	cmd := group(&cobra.Command{Use: "image", GroupID: "vm", Short: "Look after what Linux VMs boot from"})
+	var arch string
+	prepare := &cobra.Command{
+		Use: "prepare", Short: "Fetch the kernel and make the default system; run does so too when it has to", Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			dirs, err := place.Default()
+			if err != nil {
+				return err
+			}
+			return c.prepareLinux(cmd.Context(), dirs, arch)
+		},
+	}
+	prepare.Flags().StringVar(&arch, "arch", "", "architecture: amd64 or arm64 (default: this host's)")
+	cmd.AddCommand(prepare)
+	return cmd
+}
+
+func (c *cli) execCommand() *cobra.Command {
+	var tty bool
+	var dir string
+	var env []string
+	cmd := &cobra.Command{
+		Use: "exec [flags] NAME [--] COMMAND [ARG...]", GroupID: "vm", Short: "Run a command in a Linux VM that runs",
+		Long: `exec runs COMMAND in a Linux VM that runs, with the standard input, output, error and exit code of this command.
+Signals are passed on. If this command ends first, so does COMMAND.`,
+		Example: `  grailctl exec web -- ps
+  grailctl exec -t web -- sh
+  tar c . | grailctl exec web -- tar x -C /srv`,
+		ValidArgsFunction: completeVMs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 1 && args[1] == "--" {
+				args = append(args[:1], args[2:]...)
+			}
+			if len(args) < 2 {
+				return errors.New("grailctl exec needs the NAME of a VM and a COMMAND; see grailctl exec --help")
+			}
+			return c.exec(cmd.Context(), args[0], &hv.Command{Argv: args[1:], Env: env, Dir: dir, TTY: tty})
+		},
+	}
+	cmd.Flags().BoolVarP(&tty, "tty", "t", false, "give the command a terminal")
+	cmd.Flags().StringVarP(&dir, "workdir", "w", "", "directory in which the command starts (default: /)")
+	cmd.Flags().StringArrayVarP(&env, "env", "e", nil, "set a variable: NAME=value (repeatable)")
+	cmd.Flags().SetInterspersed(false)
+	return cmd
+}
+
+// exec runs a command in a VM. It talks to the VM's own process, so that graild may die meanwhile.
+func (c *cli) exec(ctx context.Context, name string, command *hv.Command) error {
+	client, dirs, err := c.connect(ctx)
+	if err != nil {
+		return err
+	}
+	v, err := client.VM(ctx, name)
+	switch {
+	case err != nil:
+		return err
+	case v.Personality != api.Linux:
+		return fmt.Errorf("VM %s is %s and runs one program alone; exec is for Linux VMs", name, v.Personality)
+	case !v.State.Live():
+		return fmt.Errorf("VM %s does not run; start it with grailctl start %s", name, name)
+	}
+	var conn *hv.Conn
+	err = place.WithSocket(filepath.Join(dirs.Sockets(), name+"."+strconv.Itoa(v.Generation)), func(short string) (err error) {
+		conn, err = hv.Dial(short)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	signals := make(chan os.Signal, 16)
+	if command.TTY {
+		term, err := console.ConsoleFromFile(c.stdin)
+		if err != nil {
+			return errors.New("--tty: standard input is no terminal; leave --tty out")
+		}
+		if size, err := term.Size(); err == nil {
+			command.Rows, command.Columns = size.Height, size.Width
+		}
+		if err := term.SetRaw(); err != nil {
+			return fmt.Errorf("--tty: %w", err)
+		}
+		defer func() { _ = term.Reset() }()
+		signal.Notify(signals, unix.SIGWINCH, unix.SIGTERM, unix.SIGHUP)
+		defer signal.Stop(signals)
+		return c.converse(conn, name, command, term, signals)
+	}
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2)
+	defer signal.Stop(signals)
+	return c.converse(conn, name, command, nil, signals)
+}
+
+// converse has a VM's process run a command, and passes on what happens here until it has ended.
+func (c *cli) converse(conn *hv.Conn, name string, command *hv.Command, term console.Console, signals <-chan os.Signal) error {
+	err := conn.Send(hv.Request{Op: hv.OpExec, Command: command}, int(c.stdin.Fd()), int(c.stdout.Fd()), int(c.stderr.Fd()))
+	if err != nil {
+		return err
+	}
+	go passTerminal(conn, term, signals)
+	var resp hv.Response
+	fds, err := conn.Receive(&resp)
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+	switch {
+	case errors.Is(err, hv.ErrClosed):
+		return fmt.Errorf("VM %s ended", name)
+	case err != nil:
+		return err
+	case resp.Error != "" && (resp.Exit == nil || *resp.Exit == 0):
+		return fmt.Errorf("VM %s: %s", name, resp.Error)
+	case resp.Exit == nil:
+		return fmt.Errorf("VM %s did not say how the command ended", name)
+	}
+	if resp.Error != "" {
+		fmt.Fprintf(c.stderr, "grailctl: VM %s: %s\n", name, resp.Error)
+	}
+	if *resp.Exit != 0 {
+		return exitCode(*resp.Exit)
+	}
+	return nil
+}
+
+// passTerminal passes signals on to the command, and the size of its terminal.
+func passTerminal(conn *hv.Conn, term console.Console, signals <-chan os.Signal) {
+	for s := range signals {
+		req := hv.Request{Op: hv.OpSignal, Signal: int(s.(unix.Signal))}
+		if s == unix.SIGWINCH {
+			size, err := term.Size()
+			if err != nil {
+				continue
+			}
+			req = hv.Request{Op: hv.OpResize, Rows: size.Height, Columns: size.Width}
+		}
+		if conn.Send(req) != nil {
+			return
+		}
+	}
+}

@@ -1,0 +1,177 @@
+// Package linuximage keeps what Linux VMs boot from, in Grail's state folder: the distribution's kernel for each architecture, an initial
+// file system with our agent and busybox, and for each VM what its agent is told.
+package linuximage
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/grailos/grail/images/initramfs"
+	"github.com/grailos/grail/images/kernel"
+	"github.com/grailos/grail/mgmt/api"
+	"github.com/grailos/grail/mgmt/place"
+	"github.com/grailos/grail/personalities/linux/agent"
+)
+
+// Boot is what a VM boots from: paths.
+type Boot struct {
+	Kernel  string
+	Initrds []string
+}
+
+// modules are what a guest may need of its kernel. Kernels that have one built in, or do not know it, are as good.
+var modules = []string{
+	"virtio_pci", "virtio_mmio", "virtio_console", "virtio_blk", "virtio_net", "virtio_rng", "virtio_balloon",
+	"ext4", "erofs", "squashfs", "overlay", "crc32c_generic", "crc32c_intel", "loop",
+}
+
+func kernelDir(dir, arch string) string { return filepath.Join(dir, "kernel", arch) }
+
+// initrd is where the initial file system for a kernel and an agent lies. Another agent makes another name.
+func initrd(dir, arch, version, build string) string {
+	return filepath.Join(dir, fmt.Sprintf("initrd-%s-%s-%s", arch, version, build))
+}
+
+// Open returns what is there for an architecture. Errors: it is not.
+func Open(dir, arch string) (Boot, error) {
+	missing := api.Errorf(api.Invalid, "there is no Linux image for %s yet; run grailctl image prepare --arch %s", arch, arch)
+	k, err := kernel.Open(kernelDir(dir, arch), arch)
+	if err != nil {
+		return Boot{}, missing
+	}
+	build, err := agentBuild(arch)
+	if err != nil {
+		return Boot{}, err
+	}
+	b := Boot{Kernel: k.Image, Initrds: []string{initrd(dir, arch, k.Version, build)}}
+	if _, err := os.Stat(b.Initrds[0]); err != nil {
+		return Boot{}, missing
+	}
+	return b, nil
+}
+
+func agentProgram(arch string) (string, error) {
+	return place.Program("guests/" + arch + "/grail-init")
+}
+
+func agentBuild(arch string) (string, error) {
+	p, err := agentProgram(arch)
+	if err != nil {
+		return "", err
+	}
+	b, err := place.Build(p)
+	return strings.Map(func(r rune) rune {
+		if r == '/' || r == ':' {
+			return '-'
+		}
+		return r
+	}, b), err
+}
+
+// Ensure makes what Open returns where it is not there: it fetches the kernel from the distribution's packages, which takes a while the
+// first time.
+func Ensure(ctx context.Context, dir, arch string) (Boot, error) {
+	if b, err := Open(dir, arch); err == nil {
+		return b, nil
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return Boot{}, err
+	}
+	k, err := kernel.Fetch(ctx, filepath.Join(dir, "kernel"), arch)
+	if err != nil {
+		return Boot{}, err
+	}
+	build, err := agentBuild(arch)
+	if err != nil {
+		return Boot{}, err
+	}
+	program, err := agentProgram(arch)
+	if err != nil {
+		return Boot{}, err
+	}
+	var t initramfs.Tree
+	t.File("/init", program, 0o755)
+	if err := addModules(&t, k); err != nil {
+		return Boot{}, err
+	}
+	if err := addSystem(ctx, &t, arch); err != nil {
+		return Boot{}, err
+	}
+	out := initrd(dir, arch, k.Version, build)
+	if err := t.Write(out); err != nil {
+		return Boot{}, err
+	}
+	return Open(dir, arch)
+}
+
+func addModules(t *initramfs.Tree, k *kernel.Kernel) error {
+	var have []string
+	for _, m := range modules {
+		if k.Has(m) {
+			have = append(have, m)
+		}
+	}
+	list, err := k.Modules(have...)
+	if err != nil {
+		return err
+	}
+	var paths strings.Builder
+	for _, m := range list {
+		p := "/lib/modules/" + m.Name + ".ko"
+		t.Data(p, m.Data, 0o644)
+		fmt.Fprintln(&paths, p)
+	}
+	t.Data(agent.ModulesPath, []byte(paths.String()), 0o644)
+	return nil
+}
+
+// addSystem adds a small system around busybox.
+func addSystem(ctx context.Context, t *initramfs.Tree, arch string) error {
+	busybox, err := exec.LookPath("busybox")
+	if err != nil {
+		return errors.New("no busybox here; install the package busybox-static")
+	}
+	applets, err := exec.CommandContext(ctx, busybox, "--list").Output()
+	if err != nil {
+		return fmt.Errorf("busybox --list: %w", err)
+	}
+	if arch != "amd64" {
+		return fmt.Errorf("no busybox for %s here", arch)
+	}
+	t.File("/bin/busybox", busybox, 0o755)
+	for a := range strings.FieldsSeq(string(applets)) {
+		if a != "busybox" {
+			t.Symlink("/bin/"+a, "busybox")
+		}
+	}
+	for _, d := range []string{"/proc", "/sys", "/dev", "/run", "/root", "/mnt"} {
+		t.Dir(d, 0o755)
+	}
+	t.Dir("/tmp", 0o777|os.ModeSticky)
+	t.Data("/etc/passwd", []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"), 0o644)
+	t.Data("/etc/group", []byte("root:x:0:\nnogroup:x:65534:\n"), 0o644)
+	return nil
+}
+
+// Config writes what a VM's agent is told, as a further initial file system at path, and returns path.
+func Config(path string, c *agent.Config) (string, error) {
+	if err := c.Check(); err != nil {
+		return "", err
+	}
+	b, err := json.Marshal(c)
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return "", err
+	}
+	var t initramfs.Tree
+	t.Data(agent.ConfigPath, b, 0o644)
+	return path, t.Write(path)
+}
