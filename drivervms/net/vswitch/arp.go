@@ -27,9 +27,9 @@ func (s *Switch) answerARP(q *txQueue, f *frame) (done bool, r Reason) {
 		return true, DropTenant
 	case o != nil:
 		mac = o.mac
-	case a.targetIP == p.serviceIP():
+	case a.targetIP == p.own && p.own != 0:
 		mac = serviceKey
-	case p.cfg.Gateway.IsValid() && a.targetIP == number(p.cfg.Gateway.As4()):
+	case a.targetIP == p.gateway && p.gateway != 0:
 		mac = p.cfg.GatewayMAC.key()
 	}
 	if mac == 0 {

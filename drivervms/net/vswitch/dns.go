@@ -111,7 +111,7 @@ func (s *Switch) answerDNS(q *txQueue, f *frame) Reason {
 	if answer == nil || len(answer) > replyBytes-ethHeader-28 {
 		return DropService
 	}
-	d := datagramTo{dst: f.src, src: serviceKey, srcIP: p.serviceIP(), dstIP: p.ip, srcPort: 53, dstPort: sp}
+	d := datagramTo{dst: f.src, src: serviceKey, srcIP: p.own, dstIP: p.ip, srcPort: 53, dstPort: sp}
 	s.inject(p, q.index, d.frame(s.scratch[:], answer))
 	return Delivered
 }
@@ -236,7 +236,7 @@ func (o *outlet) answerQuery(f *frame) bool {
 	if len(payload) < 12 || !s.pending.take(p, binary.BigEndian.Uint16(payload), dp, s.now) {
 		return false
 	}
-	d := datagramTo{dst: p.mac, src: serviceKey, srcIP: p.serviceIP(), dstIP: p.ip, srcPort: 53, dstPort: dp}
+	d := datagramTo{dst: p.mac, src: serviceKey, srcIP: p.own, dstIP: p.ip, srcPort: 53, dstPort: dp}
 	s.inject(p, 0, d.frame(s.scratch[:], payload))
 	return true
 }

@@ -56,24 +56,38 @@ func (s *Switch) forward(q *txQueue, f *frame) Reason {
 // learn notes where the source of a frame from an unpinned port is, and refuses what is another port's.
 func (s *Switch) learn(q *txQueue, f *frame) Reason {
 	p := q.p
-	switch f.ether {
-	case etherIPv4:
-		if src, _ := f.ipv4(); s.addrs[src] != nil && s.addrs[src] != p {
-			return DropSpoof
-		}
-	case etherARP:
-		if a, ok := arpOf(f); ok && s.addrs[a.senderIP] != nil && s.addrs[a.senderIP] != p {
-			return DropSpoof
-		}
+	if s.forged(p, f) {
+		return DropSpoof
 	}
 	if f.src == p.mac || f.src == q.lastSrc && q.srcGen == s.table.gen && s.now-q.lastLearn < ageStep {
 		return Delivered
 	}
-	if s.macs[f.src] != nil || !s.table.learn(f.src, p, s.now) {
+	if s.macs[f.src] != nil || f.src == p.cfg.GatewayMAC.key() || !s.table.learn(f.src, p, s.now) {
 		return DropSpoof
 	}
 	q.lastSrc, q.srcGen, q.lastLearn = f.src, s.table.gen, s.now
 	return Delivered
+}
+
+// forged reports whether f, which p has sent, claims an IP address that is another port's, the gateway's or the switch's.
+func (s *Switch) forged(p *port, f *frame) bool {
+	var ip uint32
+	switch f.ether {
+	case etherIPv4:
+		ip, _ = f.ipv4()
+	case etherARP:
+		if a, ok := arpOf(f); ok {
+			ip = a.senderIP
+		}
+	case etherIPv6:
+		o := s.addrs6[[16]byte(f.head[f.l3+8:])]
+		return o != nil && o != p
+	}
+	if ip == 0 {
+		return false
+	}
+	o := s.addrs[ip]
+	return o != nil && o != p || ip == p.gateway || ip == p.own
 }
 
 // unknown delivers a unicast frame whose destination no port has: to the uplink, and to those of the tenant's ports that
@@ -126,6 +140,11 @@ func (s *Switch) toUplink(p *port, f *frame) Reason {
 	}
 	if f.ether == etherIPv4 {
 		if _, dst := f.ipv4(); s.foreign(p, dst) {
+			return DropTenant
+		}
+	}
+	if f.ether == etherIPv6 && len(s.addrs6) > 0 {
+		if o := s.addrs6[[16]byte(f.head[f.l3+24:])]; o != nil && o.tenant != p.tenant {
 			return DropTenant
 		}
 	}

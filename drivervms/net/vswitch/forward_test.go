@@ -426,3 +426,60 @@ func TestAttachErrors(t *testing.T) {
 	}
 	s.attach(newVM(t, 2, portAt(2, 0), vmOptions{}))
 }
+
+// TestForgery: ports that are less tied down than others still cannot take what is others'.
+func TestForgery(t *testing.T) {
+	free, bare := portAt(1, 0), portAt(2, 0)
+	free.Unpinned = true
+	bare.Addr = netip.Prefix{}
+	six, far := portAt(3, 0), portAt(4, 1)
+	six.Addr6, far.Addr6 = netip.MustParseAddr("fd00::3"), netip.MustParseAddr("fd00::4")
+	a, b := newVM(t, 1, free, vmOptions{}), newVM(t, 2, bare, vmOptions{})
+	c, d := newVM(t, 3, six, vmOptions{}), newVM(t, 4, far, vmOptions{})
+	up := &fakeUplink{}
+	s := newBed(t, up, a, b, c, d)
+	v6 := func(dst, src MAC, from, to string) []byte {
+		p := make([]byte, 48)
+		p[0], p[5], p[6], p[7] = 0x60, 8, 17, 9
+		x, y := netip.MustParseAddr(from).As16(), netip.MustParseAddr(to).As16()
+		copy(p[8:], x[:])
+		copy(p[24:], y[:])
+		return eth(dst, src, etherIPv6, p)
+	}
+	say := func(v *vm, ip netip.Addr) []byte {
+		return putARP(make([]byte, 64), arp{op: 2, sender: v.cfg.MAC.key(), senderIP: number(ip.As4())}, c.cfg.MAC.key())
+	}
+	for name, x := range map[string]struct {
+		v    *vm
+		f    []byte
+		want Reason
+	}{
+		"unpinned as a peer":             {a, udp(c.cfg.MAC, a.cfg.MAC, c.cfg.Addr.Addr(), c.cfg.Addr.Addr(), 1, 2, nil), DropSpoof},
+		"unpinned as the gateway":        {a, udp(c.cfg.MAC, a.cfg.MAC, c.cfg.Gateway, c.cfg.Addr.Addr(), 1, 2, nil), DropSpoof},
+		"unpinned as the gateway's MAC":  {a, eth(c.cfg.MAC, c.cfg.GatewayMAC, 0x88b5, make([]byte, 50)), DropSpoof},
+		"unpinned as the gateway in ARP": {a, say(a, c.cfg.Gateway), DropSpoof},
+		"unpinned as the switch in ARP":  {a, say(a, c.cfg.Service), DropSpoof},
+		"unpinned as a peer of IPv6":     {a, v6(c.cfg.MAC, a.cfg.MAC, "fd00::3", "fd00::9"), DropSpoof},
+		"bare as a peer":                 {b, udp(c.cfg.MAC, b.cfg.MAC, c.cfg.Addr.Addr(), c.cfg.Addr.Addr(), 1, 2, nil), DropSpoof},
+		"bare as another tenant":         {b, say(b, d.cfg.Addr.Addr()), DropSpoof},
+		"bare as itself":                 {b, say(b, netip.MustParseAddr("10.0.9.9")), Delivered},
+		"bare as a DHCP server":          {b, udp(c.cfg.MAC, b.cfg.MAC, netip.MustParseAddr("10.0.9.9"), c.cfg.Addr.Addr(), 67, 68, nil), DropServer},
+		"own IPv6":                       {c, v6(MAC{2, 0xaa, 0, 0, 0, 1}, c.cfg.MAC, "fd00::3", "2000::1"), Delivered},
+		"another tenant's IPv6":          {c, v6(MAC{2, 0xaa, 0, 0, 0, 1}, c.cfg.MAC, "fd00::3", "fd00::4"), DropTenant},
+	} {
+		before, _ := s.Counters(x.v.id)
+		x.v.send(x.f)
+		s.run()
+		after, _ := s.Counters(x.v.id)
+		n := len(c.recv()) + len(d.recv()) + len(up.out)
+		up.out = nil
+		if (n > 0) != (x.want == Delivered) || x.want != Delivered && after.Drops[x.want] != before.Drops[x.want]+1 {
+			t.Errorf("%s: %d delivered, %v", name, n, after.Map())
+		}
+	}
+	up.push(virtionet.Header{}, v6(c.cfg.MAC, MAC{2, 0xaa, 0, 0, 0, 1}, "fd00::4", "fd00::3"))
+	s.run()
+	if len(c.recv()) != 0 {
+		t.Error("the uplink spoke in a port's name")
+	}
+}

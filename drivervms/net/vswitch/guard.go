@@ -33,9 +33,10 @@ func (p *port) guard(f *frame) Reason {
 	switch f.ether {
 	case etherIPv4:
 		if p.ip == 0 {
-			break
-		}
-		if src, _ := f.ipv4(); src != p.ip {
+			if p.sw.forged(p, f) {
+				return DropSpoof
+			}
+		} else if src, _ := f.ipv4(); src != p.ip {
 			// A client without an address asks for one.
 			sp, dp, ok := f.ports()
 			if src != 0 || !ok || f.proto != protoUDP || sp != 68 || dp != 67 {
@@ -47,7 +48,7 @@ func (p *port) guard(f *frame) Reason {
 		}
 	case etherARP:
 		a, ok := arpOf(f)
-		if !ok || a.sender != p.mac || p.ip != 0 && a.senderIP != p.ip && a.senderIP != 0 {
+		if !ok || a.sender != p.mac || p.ip != 0 && a.senderIP != p.ip && a.senderIP != 0 || p.ip == 0 && p.sw.forged(p, f) {
 			return DropSpoof
 		}
 	case etherIPv6:

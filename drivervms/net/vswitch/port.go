@@ -38,6 +38,8 @@ type port struct {
 	features uint64
 	mac      uint64
 	ip       uint32 // 0: none
+	gateway  uint32
+	own      uint32 // the switch's address, as this port sees it
 	local6   [16]byte
 	longest  int
 	learned  int
@@ -90,10 +92,15 @@ func (s *Switch) Attach(c Client) error {
 		flood:   newBucket(cfg.FloodRate, cfg.FloodBurst, s.now), service: newBucket(serviceRate, serviceBurst, s.now),
 	}
 	if cfg.Addr.IsValid() {
-		a := cfg.Addr.Addr().As4()
-		p.ip = binary.BigEndian.Uint32(a[:])
+		p.ip = number(cfg.Addr.Addr().As4())
 	}
-	if s.macs[p.mac] != nil || p.ip != 0 && s.addrs[p.ip] != nil {
+	if cfg.Gateway.IsValid() {
+		p.gateway = number(cfg.Gateway.As4())
+	}
+	if cfg.Service.IsValid() {
+		p.own = number(cfg.Service.As4())
+	}
+	if s.macs[p.mac] != nil || p.ip != 0 && s.addrs[p.ip] != nil || cfg.Addr6.IsValid() && s.addrs6[cfg.Addr6.As16()] != nil {
 		return fmt.Errorf("%w: %s, %s", ErrInUse, cfg.MAC, cfg.Addr)
 	}
 	if err := p.open(&c); err != nil {
@@ -158,6 +165,9 @@ func (s *Switch) enter(p *port) {
 	if p.ip != 0 {
 		s.addrs[p.ip] = p
 	}
+	if p.cfg.Addr6.IsValid() {
+		s.addrs6[p.cfg.Addr6.As16()] = p
+	}
 	s.table.add(p.mac, p)
 }
 
@@ -175,6 +185,9 @@ func (s *Switch) leave(p *port) {
 	}
 	delete(s.macs, p.mac)
 	delete(s.addrs, p.ip)
+	if p.cfg.Addr6.IsValid() {
+		delete(s.addrs6, p.cfg.Addr6.As16())
+	}
 	s.table.forget(p)
 }
 

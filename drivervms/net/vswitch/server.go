@@ -37,6 +37,7 @@ type Switch struct {
 	tenants map[uint16]*tenant
 	macs    map[uint64]*port // configured addresses of all tenants
 	addrs   map[uint32]*port
+	addrs6  map[[16]byte]*port
 	table   table
 	tx      []*txQueue
 	next    int // queue that the next round starts with
@@ -80,7 +81,8 @@ const (
 func New(c Config) *Switch {
 	s := &Switch{
 		ports: map[uint64]*port{}, tenants: map[uint16]*tenant{}, macs: map[uint64]*port{}, addrs: map[uint32]*port{},
-		table: table{m: map[uint64]*entry{}}, clock: c.Clock,
+		addrs6: map[[16]byte]*port{},
+		table:  table{m: map[uint64]*entry{}}, clock: c.Clock,
 	}
 	if s.clock == nil {
 		start := time.Now()

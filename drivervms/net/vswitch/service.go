@@ -26,7 +26,7 @@ func (s *Switch) serve(q *txQueue, f *frame) (done bool, r Reason) {
 			return true, DropService
 		}
 		return true, s.answerDHCP(q, f)
-	case f.dst != serviceKey || dst != p.serviceIP():
+	case f.dst != serviceKey || dst != p.own || p.own == 0:
 		return false, Delivered
 	case !p.service.take(s.now):
 		return true, DropService
@@ -36,15 +36,6 @@ func (s *Switch) serve(q *txQueue, f *frame) (done bool, r Reason) {
 		return true, s.answerPing(q, f)
 	}
 	return true, DropService
-}
-
-// serviceIP returns the address at which the switch serves p, or 0.
-func (p *port) serviceIP() uint32 {
-	if !p.cfg.Service.IsValid() {
-		return 0
-	}
-	a := p.cfg.Service.As4()
-	return binary.BigEndian.Uint32(a[:])
 }
 
 // datagram returns the payload of a UDP frame, copied to b, which is replyBytes long. Nil: it is malformed or too long.

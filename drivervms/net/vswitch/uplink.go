@@ -236,6 +236,10 @@ func (o *outlet) deliver(b []byte) Reason {
 		if o.answerQuery(f) {
 			return Delivered
 		}
+	case etherIPv6:
+		if s.addrs6[[16]byte(f.head[f.l3+8:])] != nil {
+			return DropSpoof
+		}
 	case etherARP:
 		if done, r := o.arp(f); done {
 			return r
