@@ -105,14 +105,3 @@ func (p Port) AttachText() (string, error) {
 	b, err := json.Marshal(p.PortConfig)
 	return string(b), err
 }
-
-// UplinkName is the name of the capability that is the uplink: a tap with IFF_NO_PI and IFF_VNET_HDR and a header size of
-// virtionet.HeaderBytes, or a SOCK_SEQPACKET socket. Either way one read or write is one frame behind one header.
-const UplinkName = "uplink"
-
-// UplinkOffloads are the bytes 0 to 7 of the uplink capability's Config: the features among vswitch.Offloads that the other
-// end takes.
-func UplinkOffloads(offloads uint64) []byte {
-	return []byte{byte(offloads), byte(offloads >> 8), byte(offloads >> 16), byte(offloads >> 24),
-		byte(offloads >> 32), byte(offloads >> 40), byte(offloads >> 48), byte(offloads >> 56)}
-}

@@ -9,8 +9,14 @@ import (
 	"github.com/grailos/grail/ring/virtionet"
 )
 
-// CapNet is a client's grant for one network port, to be mapped: see NetGrant.
-const CapNet abi.CapKind = 9
+// Kinds of capability beside those of package abi.
+const (
+	// CapNet is a client's grant for one network port, to be mapped: see NetGrant.
+	CapNet abi.CapKind = 9
+	// CapPacket is a device of which one read or write is one frame behind a virtio-net header: a tap, or a SOCK_SEQPACKET socket. It
+	// does not block: SysDevIO (whose offset is ignored), read, write, SysWait.
+	CapPacket abi.CapKind = 10
+)
 
 // NetFeatures are the virtio features that a native client always uses; whoever attaches its queues to a driver
 // negotiates these. It takes and sends frames that are complete: the switch segments and completes for it.

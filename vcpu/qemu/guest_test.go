@@ -100,6 +100,12 @@ func guestCommand(out io.Writer, line string) {
 		b := make([]byte, 16)
 		n, _ := io.ReadFull(f, b)
 		fmt.Fprintf(out, "%q\n", b[:n])
+	case "slot-off": // releases what is in a PCIe slot
+		if err := os.WriteFile("/sys/bus/pci/slots/"+rest+"/power", []byte("0"), 0); err != nil {
+			fmt.Fprintln(out, err)
+			return
+		}
+		fmt.Fprintln(out, "done")
 	case "poweroff":
 		_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	case "reboot":

@@ -150,7 +150,10 @@ func newRoot(s *jailSpec) error {
 	if err := bind(s.Run, run, unix.MS_RDONLY|unix.MS_NOEXEC|rootFlags); err != nil {
 		return err
 	}
-	// A mount of its own, so that there is a root of QEMU's last view to make read-only.
+	// QEMU connects to the machine's first devices while it has this root.
+	if err := os.Symlink(jailEmpty+runDir, s.Root+runDir); err != nil {
+		return err
+	}
 	proc := s.Root + "/proc"
 	if err := os.Mkdir(proc, 0o555); err != nil {
 		return err

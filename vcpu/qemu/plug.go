@@ -169,7 +169,7 @@ func (v *VM) plug(ctx context.Context, s deviceState) (err error) {
 			undo("chardev-remove", chardevID(d.id))
 			return err
 		}
-		props = d.NIC.device(slotName(d.Slot))
+		props = d.NIC.device(slotName(d.Slot), v.state.Accel)
 	}
 	if err := v.Run(ctx, "device_add", object(props), nil); err != nil {
 		if d.NIC != nil {

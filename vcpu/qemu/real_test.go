@@ -224,6 +224,7 @@ func boot(t *testing.T, change func(*Config)) *guest {
 		case <-g.detached:
 		}
 		if t.Failed() {
+			t.Logf("end: %+v", g.VM.end)
 			b, _ := os.ReadFile(g.console.Name())
 			t.Logf("console: %s", b[max(len(b)-2000, 0):])
 			for _, e := range g.VM.Log() {
@@ -307,6 +308,15 @@ func TestRealPlug(t *testing.T) {
 		t.Errorf("the guest reads %s", got)
 	}
 
+	nic := NIC{ID: "eth0", Socket: newDeadNet(t, 2), MAC: "52:54:00:12:34:56", Queues: 2}
+	if err := g.AddNIC(ctx, nic); err != nil {
+		t.Fatal(err)
+	}
+	until(t, 10*time.Second, "the card in the guest", func() bool { return strings.Contains(g.ask("list /sys/class/net"), "eth0") })
+	if got := g.ask("read /sys/class/net/eth0/address"); !strings.HasPrefix(got, `"52:54:00:12:34:`) {
+		t.Errorf("the card's address in the guest is %s", got)
+	}
+
 	// Another back end at another socket of the same name: after a second or so QEMU has found it.
 	s.stop()
 	if err := os.WriteFile(s.file, append([]byte("second disk"), make([]byte, 1<<20-11)...), 0o600); err != nil {
@@ -342,7 +352,7 @@ func TestRealPlug(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.VM = v
-	if v.PID() != old.PID() || len(v.Disks()) != 1 || v.Disks()[0].ID != "data" {
+	if v.PID() != old.PID() || len(v.Disks()) != 1 || v.Disks()[0].ID != "data" || len(v.NICs()) != 1 || v.NICs()[0] != nic {
 		t.Errorf("adopted process %d with disks %v, want %d with data", v.PID(), v.Disks(), old.PID())
 	}
 	short, cancel = context.WithTimeout(ctx, 200*time.Millisecond)
@@ -353,11 +363,26 @@ func TestRealPlug(t *testing.T) {
 	if err := g.Resume(ctx); err != nil {
 		t.Fatal(err)
 	}
+	// The card goes in Linux's own time, the disk at once, because the guest is told.
 	begin := time.Now()
-	if err := g.RemoveDisk(ctx, "data"); err != nil {
+	card := make(chan error, 1)
+	go func() { card <- g.RemoveNIC(ctx, "eth0") }()
+	disk := make(chan error, 1)
+	go func() { disk <- g.RemoveDisk(ctx, "data") }()
+	if got := g.ask("slot-off 1"); got != "done" {
+		t.Errorf("the guest cannot switch a slot off: %s", got)
+	}
+	if err := <-disk; err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("unplugged in %v", time.Since(begin).Round(time.Millisecond))
+	t.Logf("the disk is unplugged after %v", time.Since(begin).Round(time.Millisecond))
+	if err := <-card; err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("the network card is unplugged after %v", time.Since(begin).Round(time.Millisecond))
+	if len(g.NICs()) != 0 || len(g.Disks()) != 0 {
+		t.Errorf("still plugged: %v %v", g.NICs(), g.Disks())
+	}
 	if got := g.ask("list /dev"); strings.Contains(got, "vda") {
 		t.Errorf("the guest still has the disk")
 	}
@@ -418,7 +443,13 @@ func TestRealEnds(t *testing.T) {
 		want Cause
 	}{
 		{"panic", func(g *guest) { g.ready(); g.tell("panic") }, Panic},
-		{"reboot", func(g *guest) { g.ready(); g.tell("reboot") }, Reset},
+		{"reboot", func(g *guest) {
+			g.ready()
+			if got := g.ask("read /dev/vda"); !strings.HasPrefix(got, `"root disk`) {
+				g.t.Errorf("the guest reads %s from its first disk", got)
+			}
+			g.tell("reboot")
+		}, Reset},
 		{"quit", func(g *guest) {
 			if err := g.Quit(context.Background()); err != nil {
 				t.Error(err)
@@ -433,6 +464,9 @@ func TestRealEnds(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			g := boot(t, func(cfg *Config) {
+				if c.want == Reset {
+					cfg.Disks = []Disk{{ID: "root", Socket: newStorage(t, "root disk").socket}}
+				}
 				if c.want == Crash {
 					cfg.Extra = []string{"-device", "isa-debug-exit,iobase=0xf4,iosize=1"}
 				}
@@ -475,6 +509,35 @@ func TestRealDoesNotStart(t *testing.T) {
 			t.Log(err)
 		})
 	}
+}
+
+// TestRealARM64 has QEMU accept the machine for arm64; there is no kernel for it here to run.
+func TestRealARM64(t *testing.T) {
+	needQEMU(t)
+	path, err := exec.LookPath("qemu-system-aarch64")
+	if err != nil {
+		t.Skip("SKIPPED: qemu-system-aarch64 is not installed (Debian package qemu-system-arm)")
+	}
+	s := newStorage(t, "disk")
+	dir := shortDir(t)
+	kernel := filepath.Join(dir, "Image")
+	if err := os.WriteFile(kernel, make([]byte, 4096), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	v, err := Start(context.Background(), Config{Name: "arm", Dir: filepath.Join(dir, "vm"), Arch: ARM64, Program: path, Kernel: kernel,
+		Memory: 64 << 20, CPUs: 2, Paused: true, Console: Console{Kind: VirtioConsole}, Disks: []Disk{{ID: "root", Socket: s.socket}},
+		NICs: []NIC{{ID: "eth0", Socket: newDeadNet(t, 1), MAC: "52:54:00:12:34:56"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = v.Kill(); <-v.Done() }()
+	if v.Machine() != Virt || v.Accel() != TCG {
+		t.Errorf("machine %s %s, want virt tcg", v.Machine(), v.Accel())
+	}
+	if st, err := v.Status(context.Background()); err != nil || st.State != "prelaunch" {
+		t.Errorf("status %+v, %v", st, err)
+	}
+	checkJail(t, v)
 }
 
 // TestProbe compares Probe with what is to be seen.
