@@ -324,7 +324,7 @@ func TestRealPlug(t *testing.T) {
 	}
 	s.start()
 	g.Relink()
-	if got := g.ask("read /dev/vda"); !strings.Contains(got, "disk") {
+	if got := g.ask("read /dev/vda"); !strings.HasPrefix(got, `"second disk`) {
 		t.Errorf("after its back end died the guest reads %s", got)
 	}
 
