@@ -3,10 +3,8 @@ package net
 import (
 	"encoding/json"
 	"fmt"
-	"net/netip"
 
 	"github.com/grailos/grail/drivervms/net/vswitch"
-	"github.com/grailos/grail/hv/abi"
 	"github.com/grailos/grail/hv/guest"
 	"github.com/grailos/grail/ring"
 	"github.com/grailos/grail/ring/virtionet"
@@ -83,21 +81,6 @@ func (p Port) Grant(queueSize uint16) guest.NetGrant {
 		Config: p.Config(), Addr: p.Addr, Gateway: p.Gateway, DNS: dns, Addr6: p.Addr6,
 		QueueSize: queueSize, Queues: uint16(2 * p.Pairs),
 	}
-}
-
-// The messages beside those of package abi. The host sends MsgConfig and MsgStats; both are answered.
-const (
-	// MsgNames replaces a tenant's table of names: Text is a Names in JSON. Answered by abi.MsgDone with the same ID.
-	MsgNames abi.MessageType = "names"
-	// MsgStats asks for counters: of attachment ID, or of the uplink where ID is 0. Answered by MsgStats with the
-	// same ID, Text being an object of numbers in JSON.
-	MsgStats abi.MessageType = "stats"
-)
-
-// Names is a tenant's table of names.
-type Names struct {
-	Tenant uint16                `json:"tenant"`
-	Names  map[string]netip.Addr `json:"names"`
 }
 
 // AttachText returns what stands in the Text of an abi.MsgAttach for p.

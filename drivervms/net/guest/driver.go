@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"runtime"
 
-	netdriver "github.com/grailos/grail/drivervms/net"
 	"github.com/grailos/grail/drivervms/net/vswitch"
 	"github.com/grailos/grail/hv/abi"
 	"github.com/grailos/grail/hv/guest"
@@ -101,8 +100,8 @@ func (d *driver) handle(m abi.Message) error {
 			mp.unmap()
 			delete(d.maps, m.ID)
 		}
-	case netdriver.MsgNames:
-		var n netdriver.Names
+	case vswitch.MsgNames:
+		var n vswitch.Names
 		err := json.Unmarshal([]byte(m.Text), &n)
 		if err == nil {
 			err = d.sw.SetNames(n.Tenant, n.Names)
@@ -110,7 +109,7 @@ func (d *driver) handle(m abi.Message) error {
 		if err != nil {
 			answer.Text = err.Error()
 		}
-	case netdriver.MsgStats:
+	case vswitch.MsgStats:
 		answer = d.stats(m.ID)
 	case abi.MsgInject:
 		d.inject(m.Text)
@@ -126,7 +125,7 @@ func (d *driver) stats(id uint64) abi.Message {
 	if id != 0 {
 		c, ok = d.sw.Counters(id)
 	}
-	m := abi.Message{Type: netdriver.MsgStats, ID: id, Text: "{}"}
+	m := abi.Message{Type: vswitch.MsgStats, ID: id, Text: "{}"}
 	if ok {
 		if b, err := json.Marshal(c.Map()); err == nil {
 			m.Text = string(b)

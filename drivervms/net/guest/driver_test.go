@@ -96,9 +96,9 @@ func (h *host) call(m abi.Message) abi.Message {
 
 func (h *host) stats(id uint64) map[string]uint64 {
 	h.t.Helper()
-	m := h.call(abi.Message{Type: netdriver.MsgStats, ID: id})
+	m := h.call(abi.Message{Type: vswitch.MsgStats, ID: id})
 	var c map[string]uint64
-	if err := json.Unmarshal([]byte(m.Text), &c); err != nil || m.Type != netdriver.MsgStats {
+	if err := json.Unmarshal([]byte(m.Text), &c); err != nil || m.Type != vswitch.MsgStats {
 		h.t.Fatalf("%+v, %v", m, err)
 	}
 	return c
@@ -219,11 +219,11 @@ func TestDriver(t *testing.T) {
 		t.Errorf("status: %d", got)
 	}
 
-	text, _ := json.Marshal(netdriver.Names{Tenant: 0, Names: map[string]netip.Addr{"web": netip.MustParseAddr("10.0.0.3")}})
-	if a := h.call(abi.Message{Type: netdriver.MsgNames, ID: 5, Text: string(text)}); a.Text != "" {
+	text, _ := json.Marshal(vswitch.Names{Tenant: 0, Names: map[string]netip.Addr{"web": netip.MustParseAddr("10.0.0.3")}})
+	if a := h.call(abi.Message{Type: vswitch.MsgNames, ID: 5, Text: string(text)}); a.Text != "" {
 		t.Error(a.Text)
 	}
-	if a := h.call(abi.Message{Type: netdriver.MsgNames, ID: 5, Text: `{"names": {"a b": "1.2.3.4"}}`}); a.Text == "" {
+	if a := h.call(abi.Message{Type: vswitch.MsgNames, ID: 5, Text: `{"names": {"a b": "1.2.3.4"}}`}); a.Text == "" {
 		t.Error("a bad name was taken")
 	}
 

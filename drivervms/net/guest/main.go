@@ -8,7 +8,6 @@ import (
 	"os"
 	"runtime/debug"
 
-	netdriver "github.com/grailos/grail/drivervms/net"
 	"github.com/grailos/grail/drivervms/net/vswitch"
 	"github.com/grailos/grail/hv/abi"
 	"github.com/grailos/grail/hv/guest"
@@ -50,7 +49,7 @@ func run() error {
 	}
 	var up vswitch.Uplink
 	for _, c := range caps {
-		if c.Name == netdriver.UplinkName && c.Rights == abi.RightRead|abi.RightWrite {
+		if c.Name == vswitch.UplinkName && c.Rights == abi.RightRead|abi.RightWrite {
 			up = newUplink(c.FD, binary.LittleEndian.Uint64(c.Config[:]))
 			fmt.Printf("net: uplink on capability %d\n", c.FD)
 			break
