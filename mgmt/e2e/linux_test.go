@@ -118,3 +118,26 @@ func TestLinuxRun(t *testing.T) {
 		}
 	}
 }
+
+// TestLinuxOfAnotherArchitecture runs an arm64 guest on a disk that an amd64 driver VM serves.
+func TestLinuxOfAnotherArchitecture(t *testing.T) {
+	if _, err := exec.LookPath("qemu-system-aarch64"); err != nil {
+		t.Skip("SKIPPED: qemu-system-aarch64 is not here (package qemu-system-arm)")
+	}
+	r := linuxRig(t)
+	if out, code := r.runWithin(linuxLimit, nil, "image", "prepare", "--arch", "arm64"); code != 0 {
+		t.Skipf("SKIPPED: no arm64 kernel can be had here: %s", out)
+	}
+	image := r.disk(1 << 20)
+	content := bytes.Repeat([]byte("fedcba987654321\n"), 1<<16)
+	if err := os.WriteFile(image, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.ctl("driver", "create", "blk", "blk0", "--socket", "--disk", "d="+image+":ro")
+	out, code := r.runWithin(linuxLimit, nil, "run", "--rm", "--personality", "linux", "--arch", "arm64", "--disk", "blk0/d:ro", "--",
+		"sh", "-c", "uname -m; sha256sum </dev/vda; dd if=/dev/zero of=/dev/vda bs=4k count=1 oflag=direct 2>/dev/null || echo refused")
+	want := fmt.Sprintf("aarch64\n%x  -\nrefused\n", sha256.Sum256(content))
+	if code != 0 || out != want {
+		t.Errorf("exit code %d, output %q, want %q", code, out, want)
+	}
+}

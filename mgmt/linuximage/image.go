@@ -5,13 +5,12 @@ package linuximage
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 
+	"github.com/grailos/grail/images/busybox"
 	"github.com/grailos/grail/images/initramfs"
 	"github.com/grailos/grail/images/kernel"
 	"github.com/grailos/grail/mgmt/api"
@@ -95,12 +94,13 @@ func Ensure(ctx context.Context, dir, arch string) (Boot, error) {
 	if err != nil {
 		return Boot{}, err
 	}
-	var t initramfs.Tree
-	t.File("/init", program, 0o755)
-	if err := addModules(&t, k); err != nil {
+	box, err := busybox.Fetch(ctx, filepath.Join(dir, "busybox"), arch)
+	if err != nil {
 		return Boot{}, err
 	}
-	if err := addSystem(ctx, &t, arch); err != nil {
+	t := busybox.Tree(box)
+	t.File("/init", program, 0o755)
+	if err := addModules(t, k); err != nil {
 		return Boot{}, err
 	}
 	out := initrd(dir, arch, k.Version, build)
@@ -128,34 +128,6 @@ func addModules(t *initramfs.Tree, k *kernel.Kernel) error {
 		fmt.Fprintln(&paths, p)
 	}
 	t.Data(agent.ModulesPath, []byte(paths.String()), 0o644)
-	return nil
-}
-
-// addSystem adds a small system around busybox.
-func addSystem(ctx context.Context, t *initramfs.Tree, arch string) error {
-	busybox, err := exec.LookPath("busybox")
-	if err != nil {
-		return errors.New("no busybox here; install the package busybox-static")
-	}
-	applets, err := exec.CommandContext(ctx, busybox, "--list").Output()
-	if err != nil {
-		return fmt.Errorf("busybox --list: %w", err)
-	}
-	if arch != "amd64" {
-		return fmt.Errorf("no busybox for %s here", arch)
-	}
-	t.File("/bin/busybox", busybox, 0o755)
-	for a := range strings.FieldsSeq(string(applets)) {
-		if a != "busybox" {
-			t.Symlink("/bin/"+a, "busybox")
-		}
-	}
-	for _, d := range []string{"/proc", "/sys", "/dev", "/run", "/root", "/mnt"} {
-		t.Dir(d, 0o755)
-	}
-	t.Dir("/tmp", 0o777|os.ModeSticky)
-	t.Data("/etc/passwd", []byte("root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"), 0o644)
-	t.Data("/etc/group", []byte("root:x:0:\nnogroup:x:65534:\n"), 0o644)
 	return nil
 }
 
