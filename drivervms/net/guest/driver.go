@@ -18,6 +18,8 @@ type driver struct {
 	ch     *guest.Channel
 	status *guest.Status
 	maps   map[uint64]*mapping
+	groups map[vswitch.MAC]*group
+	of     map[uint64]*group // by attachment
 
 	events  uint64 // attachments that came and went, and messages: they leave memory behind
 	garbage uint64 // events and requests to services at the last collection
@@ -30,7 +32,10 @@ type driver struct {
 const collectEvery = 1024
 
 func newDriver(c vswitch.Config, ch *guest.Channel, status *guest.Status) *driver {
-	d := &driver{sw: vswitch.New(c), ch: ch, status: status, maps: map[uint64]*mapping{}}
+	d := &driver{
+		sw: vswitch.New(c), ch: ch, status: status,
+		maps: map[uint64]*mapping{}, groups: map[vswitch.MAC]*group{}, of: map[uint64]*group{},
+	}
 	d.sw.Watch(ch.FD())
 	return d
 }
@@ -69,9 +74,17 @@ func (d *driver) report() {
 		d.packets, d.bytes = p, b
 	}
 	for _, dead := range d.sw.Deaths {
-		fmt.Printf("net: attachment %d is no longer served: %s\n", dead.ID, dead.Reason)
-		if err := d.ch.Send(abi.Message{Type: abi.MsgDead, ID: dead.ID, Text: dead.Reason}); err != nil {
-			fmt.Println("net:", err)
+		fmt.Printf("net: port %d is no longer served: %s\n", dead.ID, dead.Reason)
+		for _, g := range d.groups {
+			if g.id != dead.ID {
+				continue
+			}
+			g.dead = true
+			for id := range g.members() {
+				if err := d.ch.Send(abi.Message{Type: abi.MsgDead, ID: id, Text: dead.Reason}); err != nil {
+					fmt.Println("net:", err)
+				}
+			}
 		}
 	}
 	d.sw.Deaths = d.sw.Deaths[:0]
@@ -95,7 +108,7 @@ func (d *driver) handle(m abi.Message) error {
 			answer.Text = err.Error()
 		}
 	case abi.MsgDetach:
-		d.sw.Detach(m.ID)
+		d.part(m.ID)
 		if mp := d.maps[m.ID]; mp != nil {
 			mp.unmap()
 			delete(d.maps, m.ID)
@@ -121,11 +134,15 @@ func (d *driver) handle(m abi.Message) error {
 }
 
 func (d *driver) stats(id uint64) abi.Message {
+	asked := id
 	c, ok := d.sw.UplinkCounters(), true
 	if id != 0 {
+		if g := d.of[id]; g != nil {
+			id = g.id
+		}
 		c, ok = d.sw.Counters(id)
 	}
-	m := abi.Message{Type: vswitch.MsgStats, ID: id, Text: "{}"}
+	m := abi.Message{Type: vswitch.MsgStats, ID: asked, Text: "{}"}
 	if ok {
 		if b, err := json.Marshal(c.Map()); err == nil {
 			m.Text = string(b)
@@ -167,12 +184,11 @@ func (d *driver) attach(m abi.Message) error {
 	if err := json.Unmarshal([]byte(text), &cfg); err != nil {
 		return fmt.Errorf("port configuration: %w", err)
 	}
-	mp, c, err := mapClient(m.ID, a)
+	mp, queues, err := mapQueues(a)
 	if err != nil {
 		return err
 	}
-	c.Config = cfg
-	if err := d.sw.Attach(c); err != nil {
+	if err := d.join(m.ID, cfg, a.Features, queues); err != nil {
 		mp.unmap()
 		return err
 	}

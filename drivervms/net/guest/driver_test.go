@@ -248,10 +248,11 @@ func TestAttachErrors(t *testing.T) {
 		"bad MAC":        func(m *abi.Message) { m.Text = `{"name":"x","mac":"1:2"}` },
 		"no memory":      func(m *abi.Message) { m.Attach.Regions = nil },
 		"bad memory":     func(m *abi.Message) { m.Attach.Regions[0].FD = -1 },
-		"missing queue":  func(m *abi.Message) { m.Attach.Queues[1].Index = 2 },
+		"queue too many": func(m *abi.Message) { m.Attach.Queues[1].Index = 2 * vswitch.MaxPairs },
+		"queue twice":    func(m *abi.Message) { m.Attach.Queues[1].Index = 0 },
+		"no queue":       func(m *abi.Message) { m.Attach.Queues = nil },
 		"queue outside":  func(m *abi.Message) { m.Attach.Queues[1].Desc = 1 << 30 },
 		"legacy":         func(m *abi.Message) { m.Attach.Features = 0 },
-		"three queues":   func(m *abi.Message) { m.Attach.Queues = m.Attach.Queues[:1] },
 		"queue of three": func(m *abi.Message) { m.Attach.Queues[0].Size = 3 },
 	} {
 		_, _, m := nic(t, testPort(1))
@@ -264,6 +265,81 @@ func TestAttachErrors(t *testing.T) {
 	if a := h.call(m); a.Text != "" {
 		t.Errorf("%s", a.Text)
 	}
+}
+
+// TestQueueByQueue: a vhost-user front end's queues come and go one by one; what waits in them is served once there is a pair.
+func TestQueueByQueue(t *testing.T) {
+	h := newHost(t)
+	n1, _, m1 := nic(t, testPort(1))
+	n2, _, m2 := nic(t, testPort(2))
+	if a := h.call(m1); a.Text != "" {
+		t.Fatal(a.Text)
+	}
+	one := func(i int, id uint64) abi.Message {
+		m, a := m2, *m2.Attach
+		a.Queues = m2.Attach.Queues[i : i+1]
+		m.ID, m.Attach = id, &a
+		return m
+	}
+	f := frame(testPort(1), testPort(2), "early")
+	n2.Send(f)
+	if a := h.call(one(1, 11)); a.Text != "" {
+		t.Fatal(a.Text)
+	}
+	if a := h.call(one(1, 12)); a.Text == "" {
+		t.Error("a queue was attached twice")
+	}
+	if a := h.call(one(0, 10)); a.Text != "" {
+		t.Fatal(a.Text)
+	}
+	receive(t, n1, f)
+	if c := h.stats(10); c["txPackets"] != 1 {
+		t.Errorf("%v", c)
+	}
+	h.call(abi.Message{Type: abi.MsgDetach, ID: 11})
+	n2.Send(f)
+	if a := h.call(one(1, 13)); a.Text != "" {
+		t.Fatal(a.Text)
+	}
+	receive(t, n1, f)
+	back := frame(testPort(2), testPort(1), "back")
+	n1.Send(back)
+	receive(t, n2, back)
+	// A rule broken on one queue ends all of them.
+	ring.DoorbellOf(int(m2.Attach.Queues[1].KickFD)).Ring()
+	binary.LittleEndian.PutUint16(sharedOf(t, m2)[m2.Attach.Queues[1].Avail+2:], 0x8000)
+	ring.DoorbellOf(int(m2.Attach.Queues[1].KickFD)).Ring()
+	dead := map[uint64]bool{}
+	for range 2 {
+		m, err := h.ch.Receive()
+		if err != nil || m.Type != abi.MsgDead {
+			t.Fatalf("%+v, %v", m, err)
+		}
+		dead[m.ID] = true
+	}
+	if !dead[10] || !dead[13] {
+		t.Errorf("%v", dead)
+	}
+	h.call(abi.Message{Type: abi.MsgDetach, ID: 10})
+	if a := h.call(one(0, 14)); a.Text == "" {
+		t.Error("a dead port was joined")
+	}
+	h.call(abi.Message{Type: abi.MsgDetach, ID: 13})
+	if a := h.call(one(0, 15)); a.Text != "" {
+		t.Error(a.Text)
+	}
+}
+
+// sharedOf maps the memory of an attachment once more.
+func sharedOf(t *testing.T, m abi.Message) []byte {
+	t.Helper()
+	r := m.Attach.Regions[0]
+	b, err := guest.MapGrant(r.FD, 0, r.Size, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { guest.UnmapGrant(b) })
+	return b
 }
 
 // TestMisbehave: on request the program faults, which ends it with its last words. It runs in a process of its own.

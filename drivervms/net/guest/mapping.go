@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"slices"
 
 	"github.com/grailos/grail/drivervms/net/vswitch"
 	"github.com/grailos/grail/hv/abi"
@@ -25,9 +24,9 @@ func (m *mapping) unmap() {
 	m.areas = nil
 }
 
-// mapClient maps the memory of an attachment. After an error nothing stays mapped. An in-flight log is not needed: the rings say where
-// to go on.
-func mapClient(id uint64, a *abi.Attach) (mp *mapping, c vswitch.Client, err error) {
+// mapQueues maps the memory of an attachment and returns its queues by index. After an error nothing stays mapped. An in-flight log is
+// not needed: the rings say where to go on.
+func mapQueues(a *abi.Attach) (mp *mapping, queues map[uint16]vswitch.Queue, err error) {
 	mp = &mapping{}
 	defer func() {
 		if err != nil {
@@ -35,31 +34,34 @@ func mapClient(id uint64, a *abi.Attach) (mp *mapping, c vswitch.Client, err err
 		}
 	}()
 	if len(a.Regions) == 0 || len(a.Regions) > maxRegions {
-		return mp, c, fmt.Errorf("%d regions, the limit is %d", len(a.Regions), maxRegions)
+		return mp, nil, fmt.Errorf("%d regions, the limit is %d", len(a.Regions), maxRegions)
 	}
 	var regions []ring.Region
 	for _, r := range a.Regions {
 		b, err := guest.MapGrant(r.FD, r.Offset, r.Size, true)
 		if err != nil {
-			return mp, c, err
+			return mp, nil, err
 		}
 		mp.areas = append(mp.areas, b)
 		regions = append(regions, ring.Region{Base: r.Base, Mem: b})
 	}
 	mem, err := ring.NewMemory(regions...)
 	if err != nil {
-		return mp, c, err
+		return mp, nil, err
 	}
-	c = vswitch.Client{ID: id, Features: a.Features, Memory: mem}
-	queues := slices.SortedFunc(slices.Values(a.Queues), func(x, y abi.Queue) int { return int(x.Index) - int(y.Index) })
-	for i, q := range queues {
-		if int(q.Index) != i {
-			return mp, c, fmt.Errorf("queue %d is missing", i)
+	queues = map[uint16]vswitch.Queue{}
+	for _, q := range a.Queues {
+		if _, ok := queues[q.Index]; ok || q.Index >= 2*vswitch.MaxPairs {
+			return mp, nil, fmt.Errorf("queue %d is there twice, or is none of %d", q.Index, 2*vswitch.MaxPairs)
 		}
-		c.Queues = append(c.Queues, vswitch.Queue{
-			Queue: ring.Queue{Size: q.Size, Desc: q.Desc, Avail: q.Avail, Used: q.Used},
-			Kick:  ring.DoorbellOf(int(q.KickFD)), Call: ring.DoorbellOf(int(q.CallFD)),
-		})
+		queues[q.Index] = vswitch.Queue{
+			Queue:  ring.Queue{Size: q.Size, Desc: q.Desc, Avail: q.Avail, Used: q.Used},
+			Memory: mem,
+			Kick:   ring.DoorbellOf(int(q.KickFD)), Call: ring.DoorbellOf(int(q.CallFD)),
+		}
 	}
-	return mp, c, nil
+	if len(queues) == 0 {
+		return mp, nil, fmt.Errorf("no queue")
+	}
+	return mp, queues, nil
 }

@@ -20,7 +20,8 @@ type Client struct {
 
 // Queue is one queue of a Client.
 type Queue struct {
-	ring.Queue // Features are taken from the Client
+	ring.Queue              // Features are taken from the Client
+	Memory     *ring.Memory // nil: the Client's
 	Kick, Call ring.Doorbell
 }
 
@@ -129,11 +130,15 @@ func (s *Switch) Attach(c Client) error {
 func (p *port) open(c *Client) error {
 	for i, q := range c.Queues {
 		q.Features = c.Features
-		at, err := c.Memory.Slice(q.Used, 4)
+		mem := q.Memory
+		if mem == nil {
+			mem = c.Memory
+		}
+		at, err := mem.Slice(q.Used, 4)
 		if err != nil {
 			return fmt.Errorf("queue %d: used ring: %w", i, err)
 		}
-		dev, err := ring.NewDevice(c.Memory, ring.DeviceConfig{
+		dev, err := ring.NewDevice(mem, ring.DeviceConfig{
 			Queue: q.Queue, LastAvail: binary.LittleEndian.Uint16(at[2:]), MaxSegments: maxChain,
 		})
 		if err != nil {
