@@ -464,6 +464,9 @@ func TestRealEnds(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			g := boot(t, func(cfg *Config) {
+				if c.want == Panic {
+					cfg.CPUs = 2
+				}
 				if c.want == Reset {
 					cfg.Disks = []Disk{{ID: "root", Socket: newStorage(t, "root disk").socket}}
 				}
