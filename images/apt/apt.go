@@ -191,3 +191,16 @@ func lastLine(out []byte) string {
 	}
 	return last
 }
+
+// Mirror returns the first archive that the machine's apt is configured for.
+func Mirror(ctx context.Context) (string, error) {
+	out, err := exec.CommandContext(ctx, "apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages").Output()
+	if err != nil {
+		return "", fmt.Errorf("apt: apt-get indextargets: %w", err)
+	}
+	first, _, _ := strings.Cut(string(out), "\n")
+	if !strings.HasPrefix(first, "http") && !strings.HasPrefix(first, "file:") && !strings.HasPrefix(first, "mirror") {
+		return "", errors.New("apt: apt is configured for no archive")
+	}
+	return first, nil
+}
