@@ -25,11 +25,16 @@ const (
 	OpMessage     Op = "message"     // Message is passed to the driver
 	OpSignal      Op = "signal"      // Signal is sent to the guest
 	OpKill        Op = "kill"        // ends the guest at once; the Report says CauseStop
-	// OpExec runs Command in a guest with an agent, with the three descriptors sent along as its standard files. It is answered with
+	// OpExec runs Command in a guest with an agent, with the three descriptors sent along as its standard files. The first should be a pipe whose
+	// other end goes with the caller: a read of it may be under way when the program ends. It is answered with
 	// Exit when that program has ended. Until then the connection takes OpSignal and OpResize for it, which are not answered. When
 	// the connection ends first, the program is ended.
 	OpExec   Op = "exec"
 	OpResize Op = "resize" // Rows and Columns of the terminal of a program that OpExec started
+	// OpConsole joins two descriptors to the console of a guest that has one: what is read from the first, a pipe as with OpExec, is typed there, and what the
+	// guest prints is written to the second. It is answered when the guest's console or the first descriptor ends; nobody else's view of the
+	// console is disturbed.
+	OpConsole Op = "console"
 )
 
 // Command is a program to run in a guest that is there already.

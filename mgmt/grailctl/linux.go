@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -92,20 +93,7 @@ func (c *cli) exec(ctx context.Context, name string, command *hv.Command) error 
 	if err != nil {
 		return err
 	}
-	v, err := client.VM(ctx, name)
-	switch {
-	case err != nil:
-		return err
-	case v.Personality != api.Linux:
-		return fmt.Errorf("VM %s is %s and runs one program alone; exec is for Linux VMs", name, v.Personality)
-	case !v.State.Live():
-		return fmt.Errorf("VM %s does not run; start it with grailctl start %s", name, name)
-	}
-	var conn *hv.Conn
-	err = place.WithSocket(filepath.Join(dirs.Sockets(), name+"."+strconv.Itoa(v.Generation)), func(short string) (err error) {
-		conn, err = hv.Dial(short)
-		return err
-	})
+	conn, err := dialLinux(ctx, client, dirs, name)
 	if err != nil {
 		return err
 	}
@@ -132,9 +120,110 @@ func (c *cli) exec(ctx context.Context, name string, command *hv.Command) error 
 	return c.converse(conn, name, command, nil, signals)
 }
 
+// dialLinux connects to the process of a Linux VM that runs.
+func dialLinux(ctx context.Context, client *api.Client, dirs place.Dirs, name string) (conn *hv.Conn, err error) {
+	v, err := client.VM(ctx, name)
+	switch {
+	case err != nil:
+		return nil, err
+	case v.Personality != api.Linux:
+		return nil, fmt.Errorf("VM %s is %s and runs one program alone; that is for Linux VMs", name, v.Personality)
+	case !v.State.Live():
+		return nil, fmt.Errorf("VM %s does not run; start it with grailctl start %s", name, name)
+	}
+	err = place.WithSocket(filepath.Join(dirs.Sockets(), name+"."+strconv.Itoa(v.Generation)), func(short string) (err error) {
+		conn, err = hv.Dial(short)
+		return err
+	})
+	return conn, err
+}
+
+// detachKey leaves the console: Ctrl-].
+const detachKey = 0x1d
+
+func (c *cli) consoleCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "console NAME", GroupID: "vm", Short: "Join the console of a Linux VM; Ctrl-] leaves it",
+		Long: `console shows what a Linux VM prints on its console from now on, and types what is typed here. Ctrl-] leaves it, and the VM runs on.
+What was printed before is in its log: grailctl logs NAME.`,
+		Args: exactly("the NAME of a VM"), ValidArgsFunction: completeVMs,
+		RunE: func(cmd *cobra.Command, args []string) error { return c.joinConsole(cmd.Context(), args[0]) },
+	}
+}
+
+func (c *cli) joinConsole(ctx context.Context, name string) error {
+	client, dirs, err := c.connect(ctx)
+	if err != nil {
+		return err
+	}
+	conn, err := dialLinux(ctx, client, dirs, name)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if term, err := console.ConsoleFromFile(c.stdin); err == nil {
+		if err := term.SetRaw(); err != nil {
+			return fmt.Errorf("console: %w", err)
+		}
+		defer func() { _ = term.Reset() }()
+		fmt.Fprintf(c.stderr, "[joined the console of %s; Ctrl-] leaves it]\r\n", name)
+	}
+	if err := c.send(conn, hv.Request{Op: hv.OpConsole}, detachKey, c.stdout); err != nil {
+		return err
+	}
+	var resp hv.Response
+	fds, err := conn.Receive(&resp)
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+	if errors.Is(err, hv.ErrClosed) {
+		return fmt.Errorf("VM %s ended", name)
+	}
+	return err
+}
+
+// noKey stands for no key that ends the input.
+const noKey = -1
+
+// send makes a request with a pipe, into which standard input is copied as long as this command lives, or until key is typed, and with other
+// files. The VM's process must not hold standard input itself: it would go on reading the terminal after this command has ended.
+func (c *cli) send(conn *hv.Conn, req hv.Request, key int, files ...*os.File) error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	fds := []int{int(r.Fd())}
+	for _, f := range files {
+		fds = append(fds, int(f.Fd()))
+	}
+	if err := conn.Send(req, fds...); err != nil {
+		w.Close()
+		return err
+	}
+	go func() {
+		defer w.Close()
+		buf := make([]byte, 32<<10)
+		for {
+			n, err := c.stdin.Read(buf)
+			i := -1
+			if key >= 0 {
+				i = bytes.IndexByte(buf[:n], byte(key))
+			}
+			if i >= 0 {
+				n = i
+			}
+			if _, werr := w.Write(buf[:n]); werr != nil || err != nil || i >= 0 {
+				return
+			}
+		}
+	}()
+	return nil
+}
+
 // converse has a VM's process run a command, and passes on what happens here until it has ended.
 func (c *cli) converse(conn *hv.Conn, name string, command *hv.Command, term console.Console, signals <-chan os.Signal) error {
-	err := conn.Send(hv.Request{Op: hv.OpExec, Command: command}, int(c.stdin.Fd()), int(c.stdout.Fd()), int(c.stderr.Fd()))
+	err := c.send(conn, hv.Request{Op: hv.OpExec, Command: command}, noKey, c.stdout, c.stderr)
 	if err != nil {
 		return err
 	}

@@ -37,6 +37,10 @@ func (v *vm) serveConn(c *hv.Conn) {
 			v.exec(c, req.Command, fds)
 			return
 		}
+		if err == nil && req.Op == hv.OpConsole {
+			v.watch(c, fds)
+			return
+		}
 		for _, fd := range fds {
 			unix.Close(fd)
 		}
@@ -104,6 +108,21 @@ func (v *vm) signal(sig syscall.Signal) error {
 	ctx, cancel := context.WithTimeout(v.ctx, shutdownLimit)
 	defer cancel()
 	return a.Shutdown(ctx, agent.Shutdown{Mode: agent.PowerOff})
+}
+
+// watch joins the console to whoever is at the other end of c, until one of them ends.
+func (v *vm) watch(c *hv.Conn, fds []int) {
+	var files []*os.File
+	for _, fd := range fds {
+		files = append(files, os.NewFile(uintptr(fd), "console"))
+	}
+	if len(files) == 2 {
+		v.serial.join(files[0], files[1])
+	}
+	for _, f := range files {
+		f.Close()
+	}
+	_ = c.Send(hv.Response{})
 }
 
 // exec runs one program for whoever is at the other end of c, and answers when it has ended.

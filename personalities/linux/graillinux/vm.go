@@ -28,6 +28,7 @@ const (
 type vm struct {
 	spec    *hv.Spec
 	console *conlog.Console
+	serial  *serial
 	ctx     context.Context // ends when the VM is to end at once
 	kill    context.CancelFunc
 	signals chan syscall.Signal // for the VM's program
@@ -40,7 +41,8 @@ type vm struct {
 }
 
 func newVM(spec *hv.Spec) *vm {
-	v := &vm{spec: spec, console: conlog.New(0, spec.Log, 0), signals: make(chan syscall.Signal, 16), ready: make(chan struct{})}
+	log := conlog.New(0, spec.Log, 0)
+	v := &vm{spec: spec, console: log, serial: newSerial(log), signals: make(chan syscall.Signal, 16), ready: make(chan struct{})}
 	v.ctx, v.kill = context.WithCancel(context.Background())
 	return v
 }
@@ -69,7 +71,7 @@ func (v *vm) run() hv.Report {
 	v.machine = m
 	v.mu.Unlock()
 	go v.serveControl()
-	go func() { _, _ = io.Copy(recorder{v.console}, out) }()
+	go v.serial.run(out)
 
 	gone := m.Done()
 	go func() {
