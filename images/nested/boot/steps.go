@@ -18,6 +18,7 @@ var programs = []struct{ out, pkg string }{
 	{"graild", "./mgmt/graild"},
 	{"grailvm", "./hv/grailvm"},
 	{"grailport", "./hv/grailport"},
+	{"graillinux", "./personalities/linux/graillinux"},
 	{"demo", "./mgmt/demo"},
 	{"drivers/blk", "./drivervms/blk/guest"},
 	{"examples/hello", "./personalities/native/examples/hello"},

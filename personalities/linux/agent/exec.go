@@ -54,11 +54,9 @@ func (e *execution) handle(f Frame) error {
 		return e.err.Push(f.Payload)
 	case FrameExit:
 		var x Exit
-		if err := Decode(f.Payload, &x); err != nil {
-			return err
-		}
-		e.end(x.checked(), nil)
-		return nil
+		err := Decode(f.Payload, &x)
+		e.end(x.checked(), err) // also then: the Client knows it no more
+		return err
 	}
 	stream, n, err := ParseCredit(f.Payload)
 	if err != nil {
