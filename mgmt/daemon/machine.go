@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 
 	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/mgmt/api"
@@ -105,8 +106,14 @@ func (d *Daemon) linuxMachine(cfg api.VMConfig, generation int) (*machine, error
 	if err := os.MkdirAll(filepath.Dir(f.Dir), 0o711); err != nil {
 		return nil, err
 	}
-	var mounts agent.Config
-	for _, ref := range cfg.Disks {
+	var told agent.Config
+	disks := cfg.Disks
+	if cfg.Root != nil {
+		disks = append([]api.DiskRef{*cfg.Root}, disks...)
+		// What is only read gets a layer in memory, so that a system can work on it.
+		told.Root = &agent.Disk{Serial: cfg.Root.Disk, ReadOnly: cfg.Root.ReadOnly, Overlay: cfg.Root.ReadOnly}
+	}
+	for _, ref := range disks {
 		dr, err := d.driver(ref.Driver)
 		if err != nil {
 			return nil, err
@@ -121,13 +128,16 @@ func (d *Daemon) linuxMachine(cfg api.VMConfig, generation int) (*machine, error
 		case ref.ReadOnly && !dev.ReadOnly:
 			return nil, api.Errorf(api.Invalid, "disk %s/%s can be written by all clients of its socket; make the driver with --disk %s=PATH:ro", ref.Driver, ref.Disk, ref.Disk)
 		}
+		if slices.ContainsFunc(f.Disks, func(k hv.ForeignDisk) bool { return k.ID == ref.Disk }) {
+			return nil, api.Errorf(api.Invalid, "two disks of the VM have the ID %s, by which it finds them; give one of them another", ref.Disk)
+		}
 		f.Disks = append(f.Disks, hv.ForeignDisk{ID: ref.Disk, Socket: d.portalSocket(ref.Driver, ref.Disk), ReadOnly: dev.ReadOnly})
 	}
-	told, err := linuximage.Config(filepath.Join(d.dirs.VM(cfg.Name), "config.cpio"), &mounts)
+	config, err := linuximage.Config(filepath.Join(d.dirs.VM(cfg.Name), "config.cpio"), &told)
 	if err != nil {
 		return nil, err
 	}
-	f.Initrds = append(f.Initrds, told)
+	f.Initrds = append(f.Initrds, config)
 	m := &machine{launch: hv.NewLaunch(vmm, hv.Personality, cfg.Name)}
 	l := m.launch
 	l.Spec.Engine, l.Spec.Foreign, l.Spec.MemoryBytes = hv.EngineQEMU, f, cfg.MemoryBytes

@@ -119,6 +119,66 @@ func TestLinuxRun(t *testing.T) {
 	}
 }
 
+// TestLinuxRoot builds a root disk and boots from it, once read only and once for writing.
+func TestLinuxRoot(t *testing.T) {
+	busybox, err := exec.LookPath("busybox")
+	if err != nil {
+		t.Skip("SKIPPED: no busybox here (package busybox-static)")
+	}
+	r := linuxRig(t)
+	content, err := os.ReadFile(busybox)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := t.TempDir()
+	for path, b := range map[string][]byte{"bin/busybox": content, "etc/motd": []byte("hello from the image\n")} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(root, path)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(root, path), b, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, d := range []string{"proc", "sys", "dev", "tmp", "run"} {
+		if err := os.Mkdir(filepath.Join(root, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, a := range []string{"sh", "cat", "touch", "ls", "sync"} {
+		if err := os.Symlink("busybox", filepath.Join(root, "bin", a)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	disk := strings.TrimSpace(r.ctl("image", "build", "own", "--dir", root, "--size", "64M"))
+	before, err := os.ReadFile(disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	run := func(ref, script string) string {
+		t.Helper()
+		out, code := r.runWithin(linuxLimit, nil, "run", "--rm", "--personality", "linux", "--root", ref, "--", "sh", "-c", script)
+		if code != 0 {
+			t.Fatalf("exit code %d: %s", code, out)
+		}
+		return out
+	}
+	r.ctl("driver", "create", "blk", "ro", "--socket", "--disk", "root="+disk+":ro")
+	if out := run("ro/root:ro", "cat /etc/motd; touch /made && ls /made"); out != "hello from the image\n/made\n" {
+		t.Errorf("read only: %q", out)
+	}
+	r.ctl("driver", "rm", "--force", "ro")
+	if after, err := os.ReadFile(disk); err != nil || !bytes.Equal(before, after) {
+		t.Error("a disk that is only read was changed")
+	}
+	r.ctl("driver", "create", "blk", "rw", "--socket", "--disk", "root="+disk)
+	run("rw/root", "echo kept >/made; sync")
+	if out := run("rw/root", "cat /made"); out != "kept\n" {
+		t.Errorf("for writing: %q", out)
+	}
+	r.ctl("driver", "rm", "--force", "rw")
+	r.ctl("image", "rm", "own")
+}
+
 // TestLinuxOfAnotherArchitecture runs an arm64 guest on a disk that an amd64 driver VM serves.
 func TestLinuxOfAnotherArchitecture(t *testing.T) {
 	if _, err := exec.LookPath("qemu-system-aarch64"); err != nil {

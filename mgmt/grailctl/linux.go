@@ -40,24 +40,6 @@ func (c *cli) prepareLinux(ctx context.Context, dirs place.Dirs, arch string) er
 	return err
 }
 
-func (c *cli) imageCommand() *cobra.Command {
-	cmd := group(&cobra.Command{Use: "image", GroupID: "vm", Short: "Look after what Linux VMs boot from"})
-	var arch string
-	prepare := &cobra.Command{
-		Use: "prepare", Short: "Fetch the kernel and make the default system; run does so too when it has to", Args: exactly(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			dirs, err := place.Default()
-			if err != nil {
-				return err
-			}
-			return c.prepareLinux(cmd.Context(), dirs, arch)
-		},
-	}
-	prepare.Flags().StringVar(&arch, "arch", "", "architecture: amd64 or arm64 (default: this host's)")
-	cmd.AddCommand(prepare)
-	return cmd
-}
-
 func (c *cli) execCommand() *cobra.Command {
 	var tty bool
 	var dir string

@@ -23,9 +23,9 @@ import (
 
 // vmFlags are the flags that describe a personality VM.
 type vmFlags struct {
-	name, personality, engine, memory, files, dir, arch string
-	cpu                                                 float64
-	disks, env                                          []string
+	name, personality, engine, memory, files, dir, arch, root string
+	cpu                                                       float64
+	disks, env                                                []string
 }
 
 func (f *vmFlags) add(cmd *cobra.Command) {
@@ -37,6 +37,7 @@ func (f *vmFlags) add(cmd *cobra.Command) {
 	fl.Float64Var(&f.cpu, "cpu", 0, "cap on processor use in cores, for instance 0.5 (default: none)")
 	fl.StringVar(&f.memory, "memory", "256M", "guest memory: a multiple of 2M, at least 16M; 128M for a Linux VM")
 	fl.StringArrayVar(&f.disks, "disk", nil, "give the VM a disk of a driver VM: DRIVER/DISK, or DRIVER/DISK:ro to only read it (repeatable)")
+	fl.StringVar(&f.root, "root", "", "the disk with the system of a Linux VM: DRIVER/DISK, or DRIVER/DISK:ro for changes in memory only (default: busybox, in memory)")
 	fl.StringVar(&f.files, "files", "", "directory whose content becomes the guest's read-only file system")
 	fl.StringVarP(&f.dir, "workdir", "w", "", "directory of the guest's file system in which the program starts (default: /)")
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "set a variable in the guest: NAME=value, or NAME to pass on its value here (repeatable)")
@@ -68,8 +69,18 @@ func (f *vmFlags) config(args []string) (api.VMConfig, *os.File, error) {
 		if f.arch != "" {
 			return cfg, nil, errors.New("--arch is for Linux VMs; a native program has the host's architecture")
 		}
+		if f.root != "" {
+			return cfg, nil, errors.New("--root is for Linux VMs; a native program gets its files by --files")
+		}
 	case api.Linux:
 		cfg.Arch = f.arch
+		if f.root != "" {
+			ref, err := parseDiskRef("--root", f.root)
+			if err != nil {
+				return cfg, nil, err
+			}
+			cfg.Root = &ref
+		}
 	default:
 		return cfg, nil, fmt.Errorf("there is no personality %q; use native or linux", cfg.Personality)
 	}
@@ -91,7 +102,7 @@ func (f *vmFlags) config(args []string) (api.VMConfig, *os.File, error) {
 		return cfg, nil, fmt.Errorf("--memory %s: %w", f.memory, err)
 	}
 	for _, s := range f.disks {
-		ref, err := parseDiskRef(s)
+		ref, err := parseDiskRef("--disk", s)
 		if err != nil {
 			return cfg, nil, err
 		}
@@ -134,11 +145,11 @@ func (f *vmFlags) config(args []string) (api.VMConfig, *os.File, error) {
 }
 
 // parseDiskRef reads DRIVER/DISK[:ro].
-func parseDiskRef(s string) (api.DiskRef, error) {
+func parseDiskRef(flag, s string) (api.DiskRef, error) {
 	rest, ro := strings.CutSuffix(s, ":ro")
 	driver, disk, ok := strings.Cut(rest, "/")
 	if !ok || driver == "" || disk == "" || strings.ContainsAny(disk, "/:") {
-		return api.DiskRef{}, fmt.Errorf("--disk %q is not of the form DRIVER/DISK or DRIVER/DISK:ro; grailctl driver ls lists what there is", s)
+		return api.DiskRef{}, fmt.Errorf("%s %q is not of the form DRIVER/DISK or DRIVER/DISK:ro; grailctl driver ls lists what there is", flag, s)
 	}
 	return api.DiskRef{Driver: driver, Disk: disk, ReadOnly: ro}, nil
 }
