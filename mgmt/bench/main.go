@@ -53,6 +53,7 @@ var suites = []suite{
 	{[]string{"cpu_threads2"}, cpu("cpu_threads2", 0.98)},
 	{[]string{"mem_copy"}, cpu("mem_copy", 0.95)},
 	{blkNames, block},
+	{linuxNames, linux},
 	{recoverNames, recovery},
 }
 
