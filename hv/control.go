@@ -23,6 +23,7 @@ const (
 	OpRevoke      Op = "revoke"      // ID; replaces its memory by zero pages at once, without asking the driver
 	OpAttachments Op = "attachments" // answers the VM's own Attachments with their descriptors
 	OpMessage     Op = "message"     // Message is passed to the driver
+	OpAsk         Op = "ask"         // Message is passed to the driver; answers its answer of the same type and ID, or an error after AskTimeout
 	OpSignal      Op = "signal"      // Signal is sent to the guest
 	OpKill        Op = "kill"        // ends the guest at once; the Report says CauseStop
 	// OpExec runs Command in a guest with an agent, with the three descriptors sent along as its standard files. The first should be a pipe whose
@@ -64,7 +65,8 @@ type Response struct {
 	Error       string       `json:"error,omitempty"`
 	Status      *Status      `json:"status,omitempty"`
 	Attachments []Attachment `json:"attachments,omitempty"`
-	Exit        *int         `json:"exit,omitempty"` // exit code of what OpExec ran, 128+n after signal n
+	Message     *abi.Message `json:"message,omitempty"` // the answer to OpAsk
+	Exit        *int         `json:"exit,omitempty"`    // exit code of what OpExec ran, 128+n after signal n
 }
 
 // State is how far a VM has come.
@@ -96,6 +98,10 @@ type Status struct {
 	// JailMissing says what of the jail the host did not allow, in words.
 	JailMissing []string `json:"jailMissing,omitempty"`
 }
+
+// AskTimeout bounds how long OpAsk takes, so that a driver that says nothing holds up nobody. A question that was not
+// answered in time is in the way of the next one until it is answered, or the driver's next instance is there.
+const AskTimeout = 2 * time.Second
 
 // Bounds of one control message.
 const (

@@ -28,10 +28,10 @@ import (
 // PortalSpec says what a portal serves. It is JSON in a sealed memfd on descriptor SpecFD; descriptor fields
 // are numbers in the new process.
 type PortalSpec struct {
-	Driver  string       `json:"driver"`  // name of the driver VM
-	Control int          `json:"control"` // a listening SOCK_SEQPACKET socket
-	FirstID uint64       `json:"firstID"` // attachments are numbered from here on; graild leaves PortalIDs free
-	Disks   []PortalDisk `json:"disks"`
+	Driver  string         `json:"driver"`  // name of the driver VM
+	Control int            `json:"control"` // a listening SOCK_SEQPACKET socket
+	FirstID uint64         `json:"firstID"` // attachments are numbered from here on; graild leaves PortalIDs free
+	Devices []PortalDevice `json:"devices"`
 	// AllowUnsealed admits clients whose memory is in files that they can truncate (no F_SEAL_SHRINK). Such
 	// a client can make the driver VM fail, again and again.
 	AllowUnsealed bool `json:"allowUnsealed"`
@@ -40,14 +40,35 @@ type PortalSpec struct {
 // PortalIDs is how many attachment IDs a portal may use in its life.
 const PortalIDs = 1 << 32
 
-// PortalDisk is one disk that a portal offers.
-type PortalDisk struct {
-	Disk     string `json:"disk"`
-	Listen   int    `json:"listen"` // a listening SOCK_STREAM Unix socket
-	ReadOnly bool   `json:"readonly"`
-	Features uint64 `json:"features"` // virtio features offered: blk.Device.Features
-	Config   []byte `json:"config"`   // struct virtio_blk_config: blk.Device.Config
-	Queues   int    `json:"queues"`
+// MaxPortalQueues is how many queues the clients of a portal may have attached at once. Those that the network
+// cards of a portal offer are set aside for them, so that their sum is at most this.
+const MaxPortalQueues = 256
+
+// PortalKind is the kind of a device that a portal offers.
+type PortalKind string
+
+// The kinds of devices.
+const (
+	// PortalBlk is a disk. Any number of clients may share it. Queues have an in-flight log.
+	PortalBlk PortalKind = "blk"
+	// PortalNet is a network card. It has one client at a time; the next one waits a little for the last one's
+	// queues to be detached. Queues have no in-flight log, since frames may be lost: a queue goes on from its used
+	// index. Every queue is an attachment of its own, and its driver VM joins those with the same Config.
+	PortalNet PortalKind = "net"
+)
+
+// PortalDevice is one device that a portal offers.
+type PortalDevice struct {
+	Kind     PortalKind `json:"kind,omitempty"` // empty: PortalBlk
+	Name     string     `json:"name"`           // of the disk or port; becomes Attachment.Disk
+	Listen   int        `json:"listen"`         // a listening SOCK_STREAM Unix socket
+	ReadOnly bool       `json:"readonly,omitempty"`
+	Features uint64     `json:"features"` // virtio features offered: blk.Device.Features, net.Port.Features
+	Space    []byte     `json:"space"`    // configuration space: struct virtio_blk_config or virtio_net_config
+	// Queues is the number of virtqueues. A PortalNet has two a pair, receive before transmit; a client that does
+	// not negotiate the vhost-user protocol's MQ has the first pair alone, without VIRTIO_NET_F_MQ.
+	Queues int    `json:"queues"`
+	Config string `json:"config,omitempty"` // becomes Attachment.Config; the portal does not look inside
 }
 
 // PortalOp is a request on a portal's control socket.
@@ -90,7 +111,7 @@ type PortalState struct {
 type PortalAttachment struct {
 	ID      uint64 `json:"id"`
 	Client  string `json:"client"`
-	Disk    string `json:"disk"`
+	Disk    string `json:"disk"`    // PortalDevice.Name
 	Leaving bool   `json:"leaving"` // to be detached; otherwise to be attached
 }
 

@@ -91,15 +91,19 @@ type CapSpec struct {
 	Config []byte      `json:"config"` // up to 64 bytes
 }
 
-// Attachment is one client's binding to a block driver VM: its memory, its queues' doorbells and the in-flight
+// MaxConfig bounds Attachment.Config in bytes.
+const MaxConfig = 4096
+
+// Attachment is one client's binding to a driver VM: its memory, its queues' doorbells and the in-flight
 // log. Descriptor fields index the descriptors that come with the message which holds the Attachment, or
 // number descriptors of grailvm when it stands in a Spec.
 type Attachment struct {
 	ID       uint64       `json:"id"`     // unique in one graild store
 	Client   string       `json:"client"` // name of the VM or of the vhost-user socket
 	Driver   string       `json:"driver"` // name of the driver VM
-	Disk     string       `json:"disk"`
+	Disk     string       `json:"disk"`   // or the network port
 	ReadOnly bool         `json:"readonly"`
+	Config   string       `json:"config,omitempty"` // for the driver alone, in its own JSON: Text of its abi.MsgAttach; at most MaxConfig bytes
 	Features uint64       `json:"features"`
 	Regions  []AttachMem  `json:"regions"`
 	Queues   []AttachRing `json:"queues"`

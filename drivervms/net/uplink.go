@@ -9,7 +9,6 @@ import (
 	"github.com/grailos/grail/drivervms/net/vswitch"
 	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/hv/abi"
-	"github.com/grailos/grail/hv/guest"
 	"github.com/grailos/grail/ring/virtionet"
 )
 
@@ -23,7 +22,7 @@ type Uplink struct {
 // Cap returns the capability by which a driver VM gets u. The descriptor stays u's.
 func (u *Uplink) Cap() hv.CapSpec {
 	return hv.CapSpec{
-		Kind: guest.CapPacket, Name: vswitch.UplinkName, Rights: abi.RightRead | abi.RightWrite, FD: int(u.File.Fd()),
+		Kind: abi.CapPacket, Name: vswitch.UplinkName, Rights: abi.RightRead | abi.RightWrite, FD: int(u.File.Fd()),
 		Config: uplinkConfig(u.Offloads),
 	}
 }

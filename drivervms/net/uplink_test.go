@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/grailos/grail/drivervms/net/vswitch"
-	"github.com/grailos/grail/hv/guest"
+	"github.com/grailos/grail/hv/abi"
 	"github.com/grailos/grail/ring/virtionet"
 )
 
@@ -22,7 +22,7 @@ func TestSocket(t *testing.T) {
 	defer u.File.Close()
 	defer stack.Close()
 	c := u.Cap()
-	if c.Kind != guest.CapPacket || c.Name != vswitch.UplinkName || binary.LittleEndian.Uint64(c.Config) != vswitch.Offloads {
+	if c.Kind != abi.CapPacket || c.Name != vswitch.UplinkName || binary.LittleEndian.Uint64(c.Config) != vswitch.Offloads {
 		t.Errorf("%+v", c)
 	}
 	b := make([]byte, vswitch.UplinkBuffer+1)

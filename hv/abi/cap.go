@@ -21,6 +21,8 @@ const (
 	CapCall            // doorbell from driver to client, eventfd semantics; Index is the queue
 	CapGrant           // memory of another VM, to be mapped
 	CapLog             // an in-flight log, to be mapped
+	CapNet             // a client's grant for one network port, to be mapped: see hv/guest.NetGrant
+	CapPacket          // a packet device, a tap or a socket: one read or write is one packet, and none blocks
 )
 
 // Rights of a capability.
@@ -37,7 +39,7 @@ type Cap struct {
 	Index  uint32   // queue number of a doorbell, else 0
 	Size   uint64   // bytes of memory or of the device, 0 where it makes no sense
 	Name   string   // disk ID or other name; at most 40 bytes
-	Config [64]byte // CapDisk, CapDevice: see DiskGrant
+	Config [64]byte // CapDisk: see DiskGrant; CapNet: see hv/guest.NetGrant; CapPacket: what its owner says of it
 }
 
 // CapSize is the size of Cap's wire form, in bytes.

@@ -5,12 +5,16 @@ type DevOp uint16
 
 // The device operations.
 const (
-	DevRead        DevOp = iota // preadv: the segments are filled from Offset on
-	DevWrite                    // pwritev: the segments are written from Offset on
+	DevRead        DevOp = iota // preadv: the segments are filled from Offset on; of a CapPacket: one packet, readv
+	DevWrite                    // pwritev: the segments are written from Offset on; of a CapPacket: one packet, writev
 	DevFlush                    // fdatasync: all earlier completed writes are durable on return
 	DevDiscard                  // deallocate [Offset, Offset+Length)
 	DevWriteZeroes              // the range reads as zeroes; Flags may hold DevMayUnmap
 )
+
+// MaxPacket is the longest packet of a CapPacket, in bytes: a virtio-net header, an Ethernet header with a VLAN tag and
+// the largest IP packet. To write more is EMSGSIZE; to read more reads this much.
+const MaxPacket = 12 + 18 + 65535
 
 // DevMayUnmap allows DevWriteZeroes to deallocate.
 const DevMayUnmap uint16 = 1
@@ -24,7 +28,7 @@ type DevSeg struct {
 // DevReq is one device request of a SysDevIO batch; its wire form is DevReqSize bytes in this field order.
 // Several requests may refer to parts of one array of DevSeg.
 type DevReq struct {
-	FD     int32  // a CapDevice
+	FD     int32  // a CapDevice, or a CapPacket, for which Offset means nothing and EAGAIN is an answer
 	Op     DevOp  // what to do
 	Flags  uint16 // DevMayUnmap
 	Offset uint64 // bytes from the start of the device

@@ -5,9 +5,13 @@ type MessageType string
 
 // The messages of a driver's control channel. From hv to the driver:
 const (
-	MsgAttach MessageType = "attach" // serve these queues; answered by MsgDone with the same ID
+	MsgAttach MessageType = "attach" // serve these queues, as Text configures; answered by MsgDone with the same ID
 	MsgDetach MessageType = "detach" // stop serving; answered by MsgDone once nothing is in flight
 	MsgInject MessageType = "inject" // misbehave on purpose: Text is "fault" or "hang"
+
+	// Questions, each answered by a message of the same type and ID. A driver that does not know one is silent.
+	MsgNames MessageType = "names" // use these names from now on: Text is the driver's JSON; the answer's is an error, or empty
+	MsgStats MessageType = "stats" // counters of attachment ID, 0 for what is none's: the answer's Text is a JSON object of numbers
 )
 
 // From the driver to hv:

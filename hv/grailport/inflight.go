@@ -16,6 +16,9 @@ type inflight struct {
 	size uint64
 }
 
+// noLog stands for none. It is never written.
+var noLog = inflight{fd: -1}
+
 // newInflight makes a log for one queue, zeroed.
 func newInflight(index int, size uint16) (inflight, error) {
 	n := uint64(index+1) * ring.InflightBytes(size)

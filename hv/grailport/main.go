@@ -1,4 +1,4 @@
-// Command grailport is the vhost-user portal of one driver VM: the control plane of its disks' sockets. Package
+// Command grailport is the vhost-user portal of one driver VM: the control plane of its devices' sockets. Package
 // hv describes how graild works with it (hv.PortalSpec and what follows). It finds its specification on
 // descriptor 3, opens no path, and runs until it is killed. Its arguments are for people and are ignored.
 package main
@@ -35,12 +35,12 @@ func run() error {
 		return err
 	}
 	p := newPortal(spec)
-	for _, d := range spec.Disks {
+	for _, d := range spec.Devices {
 		l, err := listener(d.Listen)
 		if err != nil {
-			return fmt.Errorf("disk %s: %w", d.Disk, err)
+			return fmt.Errorf("device %s: %w", d.Name, err)
 		}
-		go p.acceptClients(d, l)
+		go p.acceptClients(newDevice(d), l)
 	}
 	return p.acceptControl(spec.Control)
 }
@@ -56,13 +56,20 @@ func readSpec(f *os.File) (hv.PortalSpec, error) {
 	if err := json.Unmarshal(b, &s); err != nil {
 		return s, fmt.Errorf("specification on descriptor %d: %w; this program is started by graild", hv.SpecFD, err)
 	}
-	if len(s.Disks) == 0 {
-		return s, errors.New("specification without disks")
+	if len(s.Devices) == 0 {
+		return s, errors.New("specification without devices")
 	}
-	for _, d := range s.Disks {
-		if d.Queues < 1 || d.Queues > vhostuser.MaxQueues || len(d.Config) > vhostuser.MaxConfig {
-			return s, fmt.Errorf("disk %s: %d queues, %d bytes of configuration", d.Disk, d.Queues, len(d.Config))
+	reserved := 0
+	for _, d := range s.Devices {
+		if err := checkDevice(d); err != nil {
+			return s, fmt.Errorf("device %s: %w", d.Name, err)
 		}
+		if d.Kind == hv.PortalNet {
+			reserved += d.Queues
+		}
+	}
+	if reserved > hv.MaxPortalQueues {
+		return s, fmt.Errorf("network cards with %d queues in all, the limit is %d", reserved, hv.MaxPortalQueues)
 	}
 	return s, nil
 }

@@ -9,15 +9,16 @@ import (
 
 // Bounds of what clients can make a portal hold.
 const (
-	maxClients     = 64
-	maxAttachments = 256
+	maxClients     = 64 // beside those of network cards: see maxPortClients
+	maxAttachments = hv.MaxPortalQueues
 	maxErrors      = 16
 	maxErrorText   = 300
 )
 
 // portal is the state that clients' sessions and graild's connections share.
 type portal struct {
-	spec hv.PortalSpec
+	spec     hv.PortalSpec
+	capacity int // clients
 
 	mu          sync.Mutex
 	seq         uint64
@@ -30,7 +31,13 @@ type portal struct {
 }
 
 func newPortal(spec hv.PortalSpec) *portal {
-	return &portal{spec: spec, seq: 1, changed: make(chan struct{}), nextID: spec.FirstID}
+	p := &portal{spec: spec, capacity: maxClients, seq: 1, changed: make(chan struct{}), nextID: spec.FirstID}
+	for _, d := range spec.Devices {
+		if d.Kind == hv.PortalNet {
+			p.capacity += maxPortClients
+		}
+	}
+	return p
 }
 
 // bump announces a change. p.mu is held.
@@ -60,16 +67,16 @@ func (p *portal) find(id uint64) *attachment {
 }
 
 // enter counts a new client and names it. False means that there are too many.
-func (p *portal) enter(disk string) (name string, ok bool) {
+func (p *portal) enter(device string) (name string, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.clients >= maxClients {
+	if p.clients >= p.capacity {
 		return "", false
 	}
 	p.clients++
 	p.connections++
 	p.bump()
-	return fmt.Sprintf("vhost-user %s #%d", disk, p.connections), true
+	return fmt.Sprintf("vhost-user %s #%d", device, p.connections), true
 }
 
 // leave undoes enter, and notes why the client went.

@@ -80,15 +80,15 @@ func rig(t *testing.T, change func(*hv.PortalSpec)) (p *portal, socket, control 
 	}
 	conf := virtioblk.Config{Capacity: sectors, SegMax: 126, NumQueues: 2}
 	enc := conf.Encode()
-	spec := hv.PortalSpec{Driver: "blk0", FirstID: 1 << 32, Disks: []hv.PortalDisk{{
-		Disk: "d", Config: enc[:], Queues: 2,
+	spec := hv.PortalSpec{Driver: "blk0", FirstID: 1 << 32, Devices: []hv.PortalDevice{{
+		Name: "d", Space: enc[:], Queues: 2,
 		Features: ring.FeatureVersion1 | ring.FeatureEventIdx | ring.FeatureIndirect | virtioblk.FeatureFlush | virtioblk.FeatureMultiQueue,
 	}}}
 	if change != nil {
 		change(&spec)
 	}
 	p = newPortal(spec)
-	go p.acceptClients(spec.Disks[0], l)
+	go p.acceptClients(newDevice(spec.Devices[0]), l)
 	fd, err := unix.FcntlInt(c.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -483,7 +483,7 @@ func TestSetCall(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &session{p: p, disk: p.spec.Disks[0], name: "direct", disconnect: func(error) {}, queues: map[int]*running{}, log: inflight{fd: -1}}
+	s := newSession(p, newDevice(p.spec.Devices[0]), "direct", func(error) {})
 	region := c.Region()
 	region.Sealed = true
 	if err := s.SetMemory([]vhostuser.MemRegion{region}); err != nil {

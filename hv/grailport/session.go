@@ -38,8 +38,8 @@ func listener(fd int) (*net.UnixListener, error) {
 	return u, nil
 }
 
-// acceptClients serves the clients of one disk for ever.
-func (p *portal) acceptClients(d hv.PortalDisk, l *net.UnixListener) {
+// acceptClients serves the clients of one device for ever.
+func (p *portal) acceptClients(d *device, l *net.UnixListener) {
 	for {
 		c, err := l.AcceptUnix()
 		if errors.Is(err, net.ErrClosed) {
@@ -49,31 +49,49 @@ func (p *portal) acceptClients(d hv.PortalDisk, l *net.UnixListener) {
 			<-time.After(acceptPause)
 			continue
 		}
-		name, ok := p.enter(d.Disk)
-		if !ok {
+		if !d.admit() {
 			c.Close()
 			continue
 		}
-		go p.serve(d, name, c)
+		name, ok := p.enter(d.Name)
+		if !ok {
+			c.Close()
+			d.dismiss()
+			continue
+		}
+		go func() {
+			err := p.serve(d, name, c)
+			d.dismiss()
+			p.leave(name, err)
+		}()
 	}
 }
 
-// serve runs one client's session.
-func (p *portal) serve(d hv.PortalDisk, name string, c *net.UnixConn) {
+// serve runs one client's session, and returns why it ended.
+func (p *portal) serve(d *device, name string, c *net.UnixConn) error {
+	if err := d.claim(); err != nil {
+		c.Close()
+		return err
+	}
+	defer d.release()
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
-	s := &session{p: p, disk: d, name: name, disconnect: cancel, queues: map[int]*running{}, log: inflight{fd: -1}}
-	err := vhostuser.NewBackend(c, s).Serve(ctx)
+	err := vhostuser.NewBackend(c, newSession(p, d, name, cancel)).Serve(ctx)
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
 	}
-	p.leave(name, err)
+	return err
+}
+
+// newSession returns the handler of one client's session.
+func newSession(p *portal, d *device, name string, disconnect func(error)) *session {
+	return &session{p: p, dev: d, name: name, disconnect: disconnect, queues: map[int]*running{}, log: noLog}
 }
 
 // session is one client: the Handler of its vhost-user connection.
 type session struct {
 	p          *portal
-	disk       hv.PortalDisk
+	dev        *device
 	name       string
 	disconnect func(error)
 
@@ -87,31 +105,37 @@ type session struct {
 // running is a queue that the client has started.
 type running struct {
 	state vhostuser.QueueState // with descriptors of our own
-	log   *inflight
+	log   *inflight            // noLog: the used ring alone says where to go on
 	a     *attachment
 }
 
-var _ vhostuser.Handler = (*session)(nil)
+var (
+	_ vhostuser.Handler       = (*session)(nil)
+	_ vhostuser.SingleHandler = (*session)(nil)
+)
 
 // Features implements vhostuser.Handler.
-func (s *session) Features() uint64 { return s.disk.Features }
+func (s *session) Features() uint64 { return s.dev.features() }
 
 // ProtocolFeatures implements vhostuser.Handler.
-func (s *session) ProtocolFeatures() uint64 { return vhostuser.ProtocolSupported }
+func (s *session) ProtocolFeatures() uint64 { return s.dev.protocol() }
 
 // Queues implements vhostuser.Handler.
-func (s *session) Queues() uint16 { return uint16(s.disk.Queues) }
+func (s *session) Queues() uint16 { return uint16(s.dev.Queues) }
+
+// Single implements vhostuser.SingleHandler.
+func (s *session) Single() (queues uint16, without uint64) { return s.dev.single() }
 
 // Config implements vhostuser.Handler.
 func (s *session) Config(offset, size uint32) ([]byte, error) {
 	var space [vhostuser.MaxConfig]byte
-	copy(space[:], s.disk.Config)
+	copy(space[:], s.dev.Space)
 	return space[offset : offset+size], nil
 }
 
 // SetConfig implements vhostuser.Handler.
 func (s *session) SetConfig(uint32, []byte) error {
-	return errors.New("the disk's configuration cannot be written")
+	return errors.New("the device's configuration cannot be written")
 }
 
 // SetMemory implements vhostuser.Handler. Memory that the client could take away under the driver VM is
@@ -190,7 +214,7 @@ func (r *running) close() {
 
 // attach offers the queue to graild.
 func (s *session) attach(r *running) error {
-	base := hv.Attachment{Client: s.name, Driver: s.p.spec.Driver, Disk: s.disk.Disk, ReadOnly: s.disk.ReadOnly}
+	base := hv.Attachment{Client: s.name, Driver: s.p.spec.Driver, Disk: s.dev.Name, ReadOnly: s.dev.ReadOnly, Config: s.dev.Config}
 	a, err := newAttachment(base, s.mem, *r.log, r.state, s.disconnect)
 	if err != nil {
 		return err
@@ -204,8 +228,11 @@ func (s *session) attach(r *running) error {
 }
 
 // logOf returns the log for a queue: the client's when it fits, otherwise one of our own, so that a driver VM
-// can always be replaced.
+// can always be replaced. A network card's queues have none.
 func (s *session) logOf(index int, size uint16) (*inflight, error) {
+	if s.dev.Kind == hv.PortalNet {
+		return &noLog, nil
+	}
 	if s.log.fd >= 0 && s.logSize == size && uint64(index+1)*ring.InflightBytes(size) <= s.log.size {
 		return &s.log, nil
 	}
@@ -233,6 +260,10 @@ func (s *session) detach(r *running) error {
 	used, err := usedIndex(s.mem, &r.state.Ring)
 	if err != nil {
 		return err
+	}
+	if r.log.fd < 0 {
+		r.state.LastAvail = used // any number that the client wrote there is its own affair
+		return nil
 	}
 	r.state.LastAvail, err = r.log.nextAvail(r.state.Index, r.state.Ring.Size, used, r.state.LastAvail)
 	return err

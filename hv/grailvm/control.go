@@ -75,6 +75,11 @@ func (v *vm) control(req *hv.Request, fds []int) (resp hv.Response, send []int, 
 			return resp, nil, errors.New("no message")
 		}
 		err = v.table.Control().Push(*req.Message)
+	case hv.OpAsk:
+		if req.Message == nil {
+			return resp, nil, errors.New("no message")
+		}
+		resp.Message, err = v.question(*req.Message)
 	case hv.OpSignal:
 		err = v.engine.Signal(req.Signal)
 	case hv.OpKill:
@@ -89,6 +94,9 @@ func (v *vm) control(req *hv.Request, fds []int) (resp hv.Response, send []int, 
 func (v *vm) attach(a *hv.Attachment, fds []int) error {
 	if a == nil || v.spec.Kind != hv.Driver {
 		return errNoDriver
+	}
+	if len(a.Config) > hv.MaxConfig {
+		return fmt.Errorf("configuration of %d bytes, the limit is %d", len(a.Config), hv.MaxConfig)
 	}
 	specs, msg, err := translate(a, fds)
 	if err != nil {
@@ -120,7 +128,7 @@ func (v *vm) attach(a *hv.Attachment, fds []int) error {
 		msg.Queues[i].KickFD, msg.Queues[i].CallFD = number(msg.Queues[i].KickFD), number(msg.Queues[i].CallFD)
 	}
 	msg.LogFD = number(msg.LogFD)
-	err = v.ask(c, abi.Message{Type: abi.MsgAttach, ID: a.ID, Attach: msg})
+	err = v.ask(c, abi.Message{Type: abi.MsgAttach, ID: a.ID, Text: a.Config, Attach: msg})
 	if err != nil {
 		v.drop(a.ID, c)
 	}

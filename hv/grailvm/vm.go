@@ -28,6 +28,9 @@ type vm struct {
 	ready   bool
 	clients map[uint64]*client // of a driver, by attachment
 	dead    []string           // MsgDead texts
+	asked   *question          // what the driver owes an answer to, or nil
+
+	asking chan struct{} // holds one element while asked is set
 }
 
 // client is an attachment that the driver serves, or is about to.
@@ -48,7 +51,7 @@ func (v *vm) setReady() {
 
 // mapStatus maps the pages through which liveness is watched.
 func (v *vm) mapStatus() error {
-	v.clients = make(map[uint64]*client)
+	v.clients, v.asking = make(map[uint64]*client), make(chan struct{}, 1)
 	mapPage := func(fd int) ([]byte, error) {
 		if fd < 0 {
 			return nil, nil
@@ -83,7 +86,7 @@ func (v *vm) install(specs []hv.CapSpec) ([]vfs.Installed, error) {
 	}
 	for i, c := range specs {
 		switch c.Kind {
-		case abi.CapStatus, abi.CapDisk, abi.CapGrant, abi.CapLog:
+		case abi.CapStatus, abi.CapDisk, abi.CapNet, abi.CapGrant, abi.CapLog:
 			fd, err := unix.FcntlInt(uintptr(c.FD), unix.F_DUPFD_CLOEXEC, 0)
 			if err != nil {
 				return nil, err
@@ -115,6 +118,8 @@ func (v *vm) onMessage(m abi.Message) {
 		if len(v.dead) < maxDead {
 			v.dead = append(v.dead, m.Text)
 		}
+	default:
+		v.answered(m)
 	}
 }
 

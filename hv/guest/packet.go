@@ -34,7 +34,7 @@ func OpenNIC(name string) (*NIC, error) {
 	if err != nil {
 		return nil, err
 	}
-	g, ok := find(caps, CapNet, name)
+	g, ok := find(caps, abi.CapNet, name)
 	if !ok {
 		return nil, fmt.Errorf("guest: no network port %q: give this VM one with grailctl run --net DRIVER", name)
 	}

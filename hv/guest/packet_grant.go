@@ -9,15 +9,6 @@ import (
 	"github.com/grailos/grail/ring/virtionet"
 )
 
-// Kinds of capability beside those of package abi.
-const (
-	// CapNet is a client's grant for one network port, to be mapped: see NetGrant.
-	CapNet abi.CapKind = 9
-	// CapPacket is a device of which one read or write is one frame behind a virtio-net header: a tap, or a SOCK_SEQPACKET socket. It
-	// does not block: SysDevIO (whose offset is ignored), read, write, SysWait.
-	CapPacket abi.CapKind = 10
-)
-
 // NetFeatures are the virtio features that a native client always uses; whoever attaches its queues to a driver
 // negotiates these. It takes and sends frames that are complete: the switch segments and completes for it.
 const NetFeatures = ring.FeatureVersion1 | ring.FeatureEventIdx | ring.FeatureIndirect | virtionet.FeatureMAC | virtionet.FeatureMTU
@@ -26,7 +17,7 @@ const NetFeatures = ring.FeatureVersion1 | ring.FeatureEventIdx | ring.FeatureIn
 // starts with one ring block per queue, abi.QueueStride bytes apart; queue 2i receives and queue 2i+1 transmits for pair i.
 // The rest is the client's buffers.
 //
-// In Cap.Config, bytes 0 to 23 are a struct virtio_net_config (virtio 1.2 §5.1.4), then come the port's IPv4 address (4 bytes), its
+// In a CapNet's Config, bytes 0 to 23 are a struct virtio_net_config (virtio 1.2 §5.1.4), then come the port's IPv4 address (4 bytes), its
 // prefix length (1), 3 bytes of 0, the gateway and the DNS server (4 each, 0: none), an IPv6 address (16, 0: none); bytes
 // 60 and 61 are the queue size and bytes 62 and 63 the number of queues, little-endian.
 type NetGrant struct {

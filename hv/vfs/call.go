@@ -51,6 +51,7 @@ type Call struct {
 	events   []unix.EpollEvent
 	reqs     []byte
 	segWire  []byte
+	packet   []byte
 }
 
 // Bounds of one call.

@@ -94,7 +94,11 @@ func (t *Table) capObject(s *hv.CapSpec) (object, int, error) {
 		unix.Close(fd)
 		return nil, 0, err
 	}
-	return o, accessMode(s.Rights), nil
+	flags := accessMode(s.Rights)
+	if s.Kind == abi.CapPacket {
+		flags |= unix.O_NONBLOCK
+	}
+	return o, flags, nil
 }
 
 func (t *Table) hostCap(s *hv.CapSpec, fd int) (object, error) {
@@ -104,7 +108,9 @@ func (t *Table) hostCap(s *hv.CapSpec, fd int) (object, error) {
 	case abi.CapDevice:
 		return &device{t: t, fd: fd, bytes: int64(s.Size), rights: s.Rights, label: s.Name,
 			id: t.objects.Add(1), fixed: regularSize(fd)}, nil
-	case abi.CapStatus, abi.CapDisk, abi.CapGrant, abi.CapLog:
+	case abi.CapPacket:
+		return newPacket(s, fd)
+	case abi.CapStatus, abi.CapDisk, abi.CapNet, abi.CapGrant, abi.CapLog:
 		var st unix.Stat_t
 		if err := unix.Fstat(fd, &st); err != nil {
 			return nil, err

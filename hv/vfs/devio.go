@@ -35,7 +35,7 @@ func (t *Table) sysDevIO(c *Call, addr, n uint64) (uint64, unix.Errno) {
 	}
 	le := binary.LittleEndian
 	var f *file // the last request's: most batches are for one device
-	var d *device
+	var d performer
 	last := int32(-1)
 	var moved uint64
 	for ; len(wire) > 0; wire = wire[abi.DevReqSize:] {
@@ -50,7 +50,7 @@ func (t *Table) sysDevIO(c *Call, addr, n uint64) (uint64, unix.Errno) {
 			if f, e = t.get(uint64(uint32(fd))); e != 0 {
 				f = nil
 			} else {
-				d, _ = f.obj.(*device)
+				d, _ = f.obj.(performer)
 			}
 		}
 		var done uint64
@@ -78,7 +78,11 @@ func (t *Table) sysDevIO(c *Call, addr, n uint64) (uint64, unix.Errno) {
 	return n, c.copyOut(addr, c.reqs[:n*abi.DevReqSize])
 }
 
-// perform does the request in w, the wire form of an abi.DevReq.
+// performer is an object that takes device requests. w is the wire form of an abi.DevReq.
+type performer interface {
+	perform(c *Call, w []byte) (uint64, unix.Errno)
+}
+
 func (d *device) perform(c *Call, w []byte) (uint64, unix.Errno) {
 	le := binary.LittleEndian
 	op, flags := abi.DevOp(le.Uint16(w[4:])), le.Uint16(w[6:])
@@ -107,9 +111,8 @@ func (d *device) perform(c *Call, w []byte) (uint64, unix.Errno) {
 	return 0, unix.EINVAL
 }
 
-// segments moves data between the device and the guest memory that an array of abi.DevSeg names. A read
-// beyond the end of the host's file, which may be shorter than the device, gives zeroes.
-func (d *device) segments(c *Call, read bool, off, addr uint64, n uint32) (uint64, unix.Errno) {
+// devSegs reads an array of n abi.DevSeg into c.vecs and returns how many bytes it names.
+func (c *Call) devSegs(addr uint64, n uint32) (total uint64, errno unix.Errno) {
 	if n > abi.MaxDevSegs {
 		return 0, unix.EINVAL
 	}
@@ -118,7 +121,6 @@ func (d *device) segments(c *Call, read bool, off, addr uint64, n uint32) (uint6
 		return 0, e
 	}
 	c.vecs = c.vecs[:0]
-	var total uint64
 	for ; len(wire) > 0; wire = wire[abi.DevSegSize:] {
 		v := vec{binary.LittleEndian.Uint64(wire), binary.LittleEndian.Uint64(wire[8:])}
 		if v.n > maxDevBytes-total {
@@ -129,6 +131,16 @@ func (d *device) segments(c *Call, read bool, off, addr uint64, n uint32) (uint6
 		}
 		total += v.n
 		c.vecs = append(c.vecs, v)
+	}
+	return total, 0
+}
+
+// segments moves data between the device and the guest memory that an array of abi.DevSeg names. A read
+// beyond the end of the host's file, which may be shorter than the device, gives zeroes.
+func (d *device) segments(c *Call, read bool, off, addr uint64, n uint32) (uint64, unix.Errno) {
+	total, e := c.devSegs(addr, n)
+	if e != 0 {
+		return 0, e
 	}
 	if !d.inside(off, total) {
 		return 0, unix.EINVAL

@@ -40,6 +40,12 @@ func fuzzGuest(t testing.TB, limit time.Duration) *guest {
 		t.Fatal(err)
 	}
 	defer mem.Close()
+	echo, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(echo[0])
+	t.Cleanup(func() { unix.Close(echo[1]) })
 	cfg := bare()
 	cfg.TmpLimit = 1 << 20
 	cfg.Caps = []hv.CapSpec{
@@ -47,6 +53,7 @@ func fuzzGuest(t testing.TB, limit time.Duration) *guest {
 		{Kind: abi.CapDevice, Rights: rw, FD: int(mem.Fd()), Size: 1 << 16},
 		{Kind: abi.CapKick, Rights: rw, FD: int(bell.Fd())},
 		{Kind: abi.CapGrant, Rights: rw, FD: int(mem.Fd()), Size: 1 << 16},
+		{Kind: abi.CapPacket, Rights: rw, FD: echo[0]},
 	}
 	g := newGuest(t, cfg, true)
 	g.mem.b = make([]byte, 1<<20)

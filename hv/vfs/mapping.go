@@ -72,8 +72,8 @@ func (m *Mapping) fill(f *file, length uint64, prot, flags int) unix.Errno {
 	}
 	switch o := f.obj.(type) {
 	case *memory:
-		// The rights of a disk are about the disk; its grant holds the client's own rings and buffers.
-		writable := o.rights&abi.RightWrite != 0 || o.kind == abi.CapDisk
+		// The rights of a disk or port are about that; its grant holds the client's own rings and buffers.
+		writable := o.rights&abi.RightWrite != 0 || o.kind == abi.CapDisk || o.kind == abi.CapNet
 		switch {
 		case !shared, end > (o.bytes+pageSize-1)&^(pageSize-1):
 			return unix.EINVAL

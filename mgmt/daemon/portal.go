@@ -140,8 +140,8 @@ func (dr *driver) openPortal(adopted *running) (*portal, error) {
 		dev := b.device()
 		dev.Queues = portalQueues
 		config := dev.Config()
-		l.Spec.Disks = append(l.Spec.Disks, hv.PortalDisk{Disk: b.id, Listen: l.Add(listener), ReadOnly: b.readOnly,
-			Features: dev.Features(), Config: config[:], Queues: dev.Queues})
+		l.Spec.Devices = append(l.Spec.Devices, hv.PortalDevice{Kind: hv.PortalBlk, Name: b.id, Listen: l.Add(listener), ReadOnly: b.readOnly,
+			Features: dev.Features(), Space: config[:], Queues: dev.Queues})
 	}
 	if p.proc, err = l.Start(); err != nil {
 		_ = os.Remove(p.socket)

@@ -49,6 +49,18 @@ type Handler interface {
 	Disconnected(err error)
 }
 
+// SingleHandler is a Handler that is another device to a front end without ProtocolMultiQueue, which cannot learn
+// the number of queues: a network device has one pair.
+type SingleHandler interface {
+	Handler
+
+	// Single returns the number of queues that such a front end has, 1..Queues(), and the virtio features that
+	// are not for it. They are withdrawn once it has set protocol features, not before: some front ends ask for
+	// the features first, and do not ask again. Start never sees them without ProtocolMultiQueue. Both results
+	// stay the same.
+	Single() (queues uint16, without uint64)
+}
+
 // QueueState is a complete attachment of one queue.
 type QueueState struct {
 	Index     int

@@ -15,6 +15,9 @@ type session struct {
 	features uint64 // acknowledged
 	acked    bool
 	proto    uint64 // acknowledged protocol features
+	protoSet bool   // SET_PROTOCOL_FEATURES came
+	single   int    // queues of a front end without ProtocolMultiQueue
+	without  uint64 // virtio features that such a front end does not get
 	mem      memTable
 	log      *InflightArea
 	made     int // descriptor of the log that GET_INFLIGHT_FD made, or -1
@@ -39,7 +42,36 @@ func newSession(h Handler) *session {
 	for i := range s.vrings {
 		s.vrings[i] = vring{kick: -1, call: -1, errs: -1}
 	}
+	s.single = len(s.vrings)
+	if one, ok := h.(SingleHandler); ok {
+		n, without := one.Single()
+		s.single, s.without = min(int(n), len(s.vrings)), without&^FeatureProtocol
+	}
 	return s
+}
+
+// queues returns how many queues the front end can know of.
+func (s *session) queues() int {
+	if s.proto&ProtocolMultiQueue == 0 {
+		return s.single
+	}
+	return len(s.vrings)
+}
+
+// withheld returns the features that are of no use to this front end.
+func (s *session) withheld() uint64 {
+	if s.proto&ProtocolMultiQueue == 0 {
+		return s.without
+	}
+	return 0
+}
+
+// offers returns the features that the front end may acknowledge.
+func (s *session) offers() uint64 {
+	if s.protoSet {
+		return s.offered &^ s.withheld()
+	}
+	return s.offered
 }
 
 // rejection is a handler's or a request's error that the session survives when the front end hears of it.
@@ -101,11 +133,11 @@ func (s *session) dispatch(m *message) (*message, error) {
 	}
 	switch m.req {
 	case GetFeatures:
-		return s.answer(m, s.offered)
+		return s.answer(m, s.offers())
 	case GetProtocolFeatures:
 		return s.answer(m, s.h.ProtocolFeatures()&ProtocolSupported)
 	case GetQueueNum:
-		return s.answer(m, uint64(len(s.vrings)))
+		return s.answer(m, uint64(s.queues()))
 	case GetMaxMemSlots:
 		return s.answer(m, MaxMemSlots)
 	case GetStatus:
@@ -163,8 +195,8 @@ func (s *session) setFeatures(m *message) error {
 	if err != nil {
 		return err
 	}
-	if v&^s.offered != 0 {
-		return fmt.Errorf("%w: features %#x were not offered", ErrMessage, v&^s.offered)
+	if extra := v &^ s.offers(); extra != 0 {
+		return fmt.Errorf("%w: features %#x were not offered", ErrMessage, extra)
 	}
 	if s.acked && v == s.features {
 		return nil
@@ -183,8 +215,14 @@ func (s *session) setProtocolFeatures(m *message) error {
 	if extra := v &^ (s.h.ProtocolFeatures() & ProtocolSupported); extra != 0 {
 		return fmt.Errorf("%w: protocol features %#x were not offered", ErrMessage, extra)
 	}
-	s.proto = v
-	return nil
+	set := func() error {
+		s.proto, s.protoSet = v, true
+		return nil
+	}
+	if (v^s.proto)&ProtocolMultiQueue != 0 && (s.without != 0 || s.single != len(s.vrings)) {
+		return s.paused(set) // queues come or go
+	}
+	return set()
 }
 
 func (s *session) getConfig(m *message) (*message, error) {
@@ -296,7 +334,7 @@ func (s *session) ready(i int) bool {
 	// Without FeatureProtocol a queue starts enabled; QEMU before 7.2 does not acknowledge that bit, and yet
 	// sends SET_VRING_ENABLE.
 	enabled := v.enabled || !v.asked && s.features&FeatureProtocol == 0
-	return s.acked && len(s.mem) > 0 && v.num > 0 && v.hasAddr && v.started && enabled
+	return s.acked && len(s.mem) > 0 && i < s.queues() && v.num > 0 && v.hasAddr && v.started && enabled
 }
 
 // settle starts or stops queue i so that it runs exactly when it is ready.
@@ -312,7 +350,7 @@ func (s *session) settle(i int) error {
 	if err != nil {
 		return rejected(err)
 	}
-	q.Features = s.features &^ FeatureProtocol
+	q.Features = s.features &^ (FeatureProtocol | s.withheld())
 	state := QueueState{Index: i, Ring: q, LastAvail: v.base, Kick: v.kick, Call: v.call, Err: v.errs}
 	if err := s.h.Start(state); err != nil {
 		v.started = false // not again until the front end asks
@@ -339,8 +377,8 @@ func (s *session) stop(i int) error {
 
 // vring returns the queue that a message names. Errors: ErrMessage.
 func (s *session) vring(m *message, index uint32) (*vring, int, error) {
-	if uint64(index) >= uint64(len(s.vrings)) {
-		return nil, 0, fmt.Errorf("%w: %v of queue %d of %d", ErrMessage, m.req, index, len(s.vrings))
+	if uint64(index) >= uint64(s.queues()) {
+		return nil, 0, fmt.Errorf("%w: %v of queue %d of %d", ErrMessage, m.req, index, s.queues())
 	}
 	return &s.vrings[index], int(index), nil
 }

@@ -102,7 +102,7 @@ func (p *plan) argv() []string {
 	// -runas makes the very calls that elevateprivileges=deny forbids. Once it has, QEMU has no capability, and by
 	// no_new_privs no way to get one, so that these calls are of no use to it.
 	elevate := "deny"
-	if !p.Jail.Off && os.Geteuid() == 0 {
+	if !p.Jail.Off && p.ownUser() {
 		elevate = "allow"
 		opt("-runas", fmt.Sprintf("%d:%d", p.Jail.UID, p.Jail.GID))
 	}

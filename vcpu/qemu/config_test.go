@@ -242,3 +242,22 @@ func TestHostTSC(t *testing.T) {
 		t.Logf("%d kHz", khz)
 	}
 }
+
+func TestMapped(t *testing.T) {
+	for _, c := range []struct {
+		uidMap string
+		uid    int
+		want   bool
+	}{
+		{"         0          0 4294967295\n", 65534, true},
+		{"         0       1000          1\n", 65534, false},
+		{"         0       1000          1\n         1     100000      65536\n", 65534, true},
+		{"         0       1000          1\n         1     100000      65533\n", 65534, false},
+		{"", 0, false},
+		{"x y z\n", 0, false},
+	} {
+		if got := mapped(c.uidMap, c.uid); got != c.want {
+			t.Errorf("%q has %d: %v", c.uidMap, c.uid, got)
+		}
+	}
+}

@@ -119,6 +119,27 @@ func dropPrivileges(caps []int, own bool) error {
 	return nil
 }
 
+// ownUser reports whether QEMU can have a user of its own: the caller is root, and of a user namespace that has that user
+// (user_namespaces(7)). One that only has root is a person's, who is not.
+func (p *plan) ownUser() bool {
+	if os.Geteuid() != 0 {
+		return false
+	}
+	m, err := os.ReadFile("/proc/self/uid_map")
+	return err != nil || mapped(string(m), p.Jail.UID)
+}
+
+// mapped reports whether a uid_map has a user.
+func mapped(uidMap string, uid int) bool {
+	for line := range strings.Lines(uidMap) {
+		var inside, outside, count int64
+		if n, _ := fmt.Sscan(line, &inside, &outside, &count); n == 3 && int64(uid) >= inside && int64(uid)-inside < count {
+			return true
+		}
+	}
+	return false
+}
+
 const rootFlags = unix.MS_NOSUID | unix.MS_NODEV
 
 // newRoot gives the process, the first of its own mount and PID namespaces, a root with nothing but what QEMU reads

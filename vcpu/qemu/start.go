@@ -108,7 +108,7 @@ func (p *plan) start(ctx context.Context) (_ *VM, err error) {
 	}()
 	v.state = state{Name: p.Name, Machine: p.machine, Accel: p.accel, UID: -1, GID: -1, NoJail: p.Jail.Off,
 		Slots: p.slots(), Boot: bootID()}
-	if !p.Jail.Off && os.Geteuid() == 0 {
+	if !p.Jail.Off && p.ownUser() {
 		v.state.UID, v.state.GID = p.Jail.UID, p.Jail.GID
 	}
 	var opened []*os.File
@@ -232,7 +232,7 @@ func (p *plan) spawn(v *VM) error {
 		}
 		spec.Caps = []int{unix.CAP_SYS_CHROOT}
 		sys.Cloneflags = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
-		if uid := os.Geteuid(); uid == 0 {
+		if uid := os.Geteuid(); p.ownUser() {
 			// To change its user; to open again the files that it was given, whoever's they are.
 			spec.Caps = append(spec.Caps, unix.CAP_SETUID, unix.CAP_SETGID, unix.CAP_DAC_OVERRIDE)
 		} else {

@@ -113,7 +113,8 @@ func (d *driver) handle(m abi.Message) error {
 			mp.unmap()
 			delete(d.maps, m.ID)
 		}
-	case vswitch.MsgNames:
+	case abi.MsgNames:
+		answer.Type = abi.MsgNames
 		var n vswitch.Names
 		err := json.Unmarshal([]byte(m.Text), &n)
 		if err == nil {
@@ -122,7 +123,7 @@ func (d *driver) handle(m abi.Message) error {
 		if err != nil {
 			answer.Text = err.Error()
 		}
-	case vswitch.MsgStats:
+	case abi.MsgStats:
 		answer = d.stats(m.ID)
 	case abi.MsgInject:
 		d.inject(m.Text)
@@ -142,7 +143,7 @@ func (d *driver) stats(id uint64) abi.Message {
 		}
 		c, ok = d.sw.Counters(id)
 	}
-	m := abi.Message{Type: vswitch.MsgStats, ID: asked, Text: "{}"}
+	m := abi.Message{Type: abi.MsgStats, ID: asked, Text: "{}"}
 	if ok {
 		if b, err := json.Marshal(c.Map()); err == nil {
 			m.Text = string(b)
@@ -175,13 +176,8 @@ func (d *driver) attach(m abi.Message) error {
 	if d.maps[m.ID] != nil {
 		return vswitch.ErrAttached
 	}
-	// What the host did not configure in Text may stand in Disk, which crosses today's control contract.
-	text := m.Text
-	if text == "" {
-		text = a.Disk
-	}
 	var cfg vswitch.PortConfig
-	if err := json.Unmarshal([]byte(text), &cfg); err != nil {
+	if err := json.Unmarshal([]byte(m.Text), &cfg); err != nil {
 		return fmt.Errorf("port configuration: %w", err)
 	}
 	mp, queues, err := mapQueues(a)

@@ -49,7 +49,7 @@ func run() error {
 	}
 	var up vswitch.Uplink
 	for _, c := range caps {
-		if c.Name == vswitch.UplinkName && c.Rights == abi.RightRead|abi.RightWrite {
+		if c.Kind == abi.CapPacket && c.Name == vswitch.UplinkName && c.Rights == abi.RightRead|abi.RightWrite {
 			up = newUplink(c.FD, binary.LittleEndian.Uint64(c.Config[:]))
 			fmt.Printf("net: uplink on capability %d\n", c.FD)
 			break
