@@ -3,6 +3,7 @@ package e2e
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -11,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/grailos/grail/hv"
 )
@@ -117,6 +120,35 @@ func TestLinuxRun(t *testing.T) {
 			t.Errorf("left behind: %v", left)
 		}
 	}
+}
+
+// TestLinuxEnds lets guests end in ways that nobody wants. Each is told from the others.
+func TestLinuxEnds(t *testing.T) {
+	r := linuxRig(t)
+	for _, c := range []struct{ script, said string }{
+		{"echo c >/proc/sysrq-trigger; sleep 100", "kernel panicked"},
+		{"reboot -f; sleep 100", "the guest rebooted"},
+	} {
+		out, code := r.runWithin(linuxLimit, nil, "run", "--rm", "--personality", "linux", "--", "sh", "-c", c.script)
+		if code != 125 || !strings.Contains(out, c.said) {
+			t.Errorf("%s: exit code %d, output %q, want %q", c.script, code, out, c.said)
+		}
+	}
+	r.ctl("create", "--personality", "linux", "--name", "tux")
+	r.ctl("start", "tux")
+	var v struct{ PID int }
+	if err := json.Unmarshal([]byte(r.ctl("inspect", "tux", "--json")), &v); err != nil || v.PID == 0 {
+		t.Fatalf("PID %d: %v", v.PID, err)
+	}
+	// The VM's process is the first of its PID namespace: all of the VM goes with it.
+	if err := unix.Kill(v.PID, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually("the end is noticed", func() bool { return strings.Contains(r.ctl("inspect", "tux"), "killed") })
+	if out, code := r.run(nil, "exec", "tux", "--", "true"); code != 125 || !strings.Contains(out, "does not run") {
+		t.Errorf("exec in a dead VM: exit code %d, output %q", code, out)
+	}
+	r.ctl("rm", "tux")
 }
 
 // TestLinuxRoot builds a root disk and boots from it, once read only and once for writing.

@@ -372,8 +372,14 @@ func (c *cli) ended(v api.VM, program io.ReaderAt) error {
 		return exitCode(api.ExitCannotRun)
 	}
 	say("failed: %s", r.Message)
+	for _, l := range r.Console[max(0, len(r.Console)-consoleLines):] {
+		fmt.Fprintf(c.stderr, "  | %s\n", l)
+	}
 	return exitCode(api.ExitError)
 }
+
+// consoleLines is how many of a console's last lines explain a failure.
+const consoleLines = 10
 
 // where names the place of a fault.
 func where(t *api.Trace) string {

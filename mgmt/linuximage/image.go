@@ -27,6 +27,7 @@ type Boot struct {
 // modules are what a guest may need of its kernel. Kernels that have one built in, or do not know it, are as good.
 var modules = []string{
 	"virtio_pci", "virtio_mmio", "virtio_console", "virtio_blk", "virtio_net", "virtio_rng", "virtio_balloon",
+	"pvpanic", "pvpanic_pci", "failover", "net_failover",
 	"ext4", "erofs", "squashfs", "overlay", "crc32c_generic", "crc32c_intel", "loop",
 }
 

@@ -222,6 +222,8 @@ func (v *vm) verdict(code int, err error, end qemu.End) hv.Report {
 		return hv.Report{Cause: hv.CauseEngine, Message: "the guest's kernel panicked; its console's last lines tell more (grailctl logs " + v.spec.Name + ")"}
 	case err != nil && booted && errors.Is(err, agent.ErrGuest):
 		return hv.Report{Cause: hv.CauseExit, Code: code, Message: err.Error()}
+	case err == nil && len(v.spec.Argv) == 0 && !stopped && end.Cause != qemu.Shutdown:
+		return hv.Report{Cause: hv.CauseEngine, Message: end.String()}
 	case err != nil && !stopped:
 		return hv.Report{Cause: hv.CauseEngine, Message: fmt.Sprintf("%v; %s", err, end.Detail)}
 	}
