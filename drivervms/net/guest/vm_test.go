@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -143,14 +144,19 @@ func (i *instance) call(req hv.Request, fds ...int) hv.Response {
 	i.t.Helper()
 	resp, err := i.try(req, fds...)
 	if err != nil {
-		b := make([]byte, 1<<16)
-		n, rerr := i.report.ReadAt(b, 0)
-		if rerr != nil && rerr != io.EOF {
-			n = 0
-		}
-		i.t.Fatalf("%v\n%s", err, b[:n])
+		i.t.Fatalf("%v\n%s", err, i.readReport())
 	}
 	return resp
+}
+
+// readReport returns what the VM said at its end.
+func (i *instance) readReport() []byte {
+	b := make([]byte, 1<<18)
+	n, err := i.report.ReadAt(b, 0)
+	if err != nil && err != io.EOF {
+		i.t.Error(err)
+	}
+	return bytes.TrimRight(b[:n], "\x00")
 }
 
 // stats asks for the counters of an attachment.
@@ -179,7 +185,7 @@ func attachment(m abi.Message) (a *hv.Attachment, fds []int) {
 }
 
 // TestVM: the program as a driver VM on each engine: frames from port to port and through the uplink, counters, names, and all of
-// it again after the VM was killed and the next one took the same rings.
+// it again after the VM was killed, or faulted, and the next one took the same rings.
 func TestVM(t *testing.T) {
 	if testing.Short() {
 		t.Skip("SKIPPED: builds programs and starts VMs")
@@ -225,7 +231,8 @@ func (r *vmRig) run() {
 	a1, fds1 := attachment(m1)
 	a2, fds2 := attachment(m2)
 
-	for life := range 2 {
+	const killed, faulted, detached = 0, 1, 2 // how each life ends
+	for life := range 3 {
 		i := r.start()
 		// Port 2 comes first: what port 1 has sent before is for it.
 		i.call(hv.Request{Op: hv.OpAttach, ID: a2.ID, Attachment: a2}, fds2...)
@@ -243,6 +250,7 @@ func (r *vmRig) run() {
 		}
 
 		const rounds = 40 // more than the queues hold
+		started := time.Now()
 		for range rounds {
 			there, back := frame(p2, p1, "there"), frame(p1, p2, "and back")
 			if _, err := n1.Send(there); err != nil {
@@ -268,6 +276,7 @@ func (r *vmRig) run() {
 			}
 			receive(t, n2, in)
 		}
+		t.Logf("%v a frame", time.Since(started)/(4*rounds))
 		for id, want := range map[uint64][2]uint64{a1.ID: {2 * rounds, rounds}, a2.ID: {rounds, 2 * rounds}, 0: {rounds, rounds}} {
 			if tx, rx := since(id); tx != want[0] || rx != want[1] {
 				t.Errorf("attachment %d: %d and %d packets, want %v", id, tx, rx, want)
@@ -286,15 +295,31 @@ func (r *vmRig) run() {
 		for _, missing := range st.JailMissing {
 			t.Log("the jail lacks:", missing)
 		}
-		if life == 0 {
-			r.refusals(i, m1)
-			// The VM dies with these somewhere.
+		// The VM ends with these somewhere.
+		lastWords := func() {
 			for range atDeath {
 				if _, err := n1.Send(frame(p2, p1, "last words")); err != nil {
 					t.Fatal(err)
 				}
 			}
-		} else {
+		}
+		switch life {
+		case killed:
+			r.refusals(i, m1)
+			lastWords()
+		case faulted:
+			lastWords()
+			i.call(hv.Request{Op: hv.OpMessage, Message: &abi.Message{Type: abi.MsgInject, Text: "fault"}})
+			lastWords()
+			if err := i.proc.Wait(20 * time.Second); err != nil {
+				t.Fatal(err)
+			}
+			var rep hv.Report
+			if err := json.Unmarshal(i.readReport(), &rep); err != nil || rep.Cause != hv.CauseExit || rep.Code != 2 ||
+				!strings.Contains(strings.Join(rep.Console, "\n"), "told to misbehave: fault") {
+				t.Errorf("%+v, %v", rep, err)
+			}
+		case detached:
 			i.call(hv.Request{Op: hv.OpDetach, ID: a1.ID})
 			i.call(hv.Request{Op: hv.OpDetach, ID: a2.ID})
 		}
@@ -302,10 +327,10 @@ func (r *vmRig) run() {
 	}
 }
 
-// atDeath is how many frames are under way when the VM is killed.
+// atDeath is how many frames are sent at once shortly before or after the VM has died.
 const atDeath = 5
 
-// catchUp reads what was under way when the VM was killed: each frame came once, was lost, or comes twice.
+// catchUp reads what was under way when the VM was gone: each frame came once, was lost, or comes twice.
 func (r *vmRig) catchUp(from, to *guest.NIC) {
 	r.t.Helper()
 	marker, last := frame(testPort(2), testPort(1), "marker"), frame(testPort(2), testPort(1), "last words")
@@ -316,10 +341,10 @@ func (r *vmRig) catchUp(from, to *guest.NIC) {
 	for n := 0; ; n++ {
 		_, err := to.Pairs()[0].ReceiveWithin(bufs, 5*time.Second)
 		if err == nil && bytes.Equal(bufs[0], marker) {
-			r.t.Logf("of %d frames, %d arrived", atDeath, n)
+			r.t.Logf("%d of the last words arrived", n)
 			return
 		}
-		if err != nil || !bytes.Equal(bufs[0], last) || n == 2*atDeath {
+		if err != nil || !bytes.Equal(bufs[0], last) || n == 4*atDeath {
 			r.t.Fatalf("frame %d: % x, %v", n, bufs[0], err)
 		}
 	}
