@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/grailos/grail/hv"
-	"github.com/grailos/grail/ring/vhostuser"
 )
 
 // maxSpec bounds the specification, in bytes.

@@ -25,26 +25,6 @@ import (
 
 const sectors = 4096
 
-// host is a fake graild with a fake driver VM, which serves each attachment in this process.
-type host struct {
-	t          *testing.T
-	ops        hv.Portal
-	mu         sync.Mutex
-	disk       *memDisk
-	refuse     string // attaching fails with this
-	served     map[uint64]*servedQueue
-	attaches   int
-	lastErrors []string
-	quit       chan struct{}
-	done       chan struct{}
-}
-
-type servedQueue struct {
-	srv *ringtest.BlkServer
-	a   hv.Attachment
-	fds []int
-}
-
 // memDisk is a ringtest.Disk.
 type memDisk struct {
 	mu sync.Mutex
@@ -106,159 +86,6 @@ func dial(t *testing.T, path string) hv.Portal {
 		t.Fatal(err)
 	}
 	return hv.Portal{Conn: c}
-}
-
-// newHost starts a host on a portal.
-func newHost(t *testing.T, control string, disk *memDisk) *host {
-	h := &host{
-		t: t, ops: dial(t, control), disk: disk, served: map[uint64]*servedQueue{},
-		quit: make(chan struct{}), done: make(chan struct{}),
-	}
-	wait := dial(t, control)
-	if err := wait.SetTimeout(50 * time.Millisecond); err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		defer close(h.done)
-		defer func() { wait.Close() }()
-		seq := uint64(0)
-		for {
-			s, err := wait.Wait(seq)
-			select {
-			case <-h.quit:
-				return
-			default:
-			}
-			if errors.Is(err, unix.EAGAIN) { // nothing new; look whether to quit
-				wait.Close()
-				wait = hv.Portal{}
-				c, err := hv.Dial(control)
-				if err != nil {
-					h.t.Error(err)
-					return
-				}
-				wait = hv.Portal{Conn: c}
-				wait.SetTimeout(50 * time.Millisecond)
-				continue
-			}
-			if err != nil {
-				h.t.Error(err)
-				return
-			}
-			seq = s.Seq
-			h.reconcile(s)
-		}
-	}()
-	return h
-}
-
-func (h *host) reconcile(s hv.PortalState) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.lastErrors = s.Errors
-	for _, pa := range s.Attachments {
-		q := h.served[pa.ID]
-		switch {
-		case pa.Leaving:
-			if q != nil {
-				h.stop(q)
-				delete(h.served, pa.ID)
-			}
-			if err := h.ops.Detached(pa.ID); err != nil {
-				h.t.Error(err)
-			}
-		case q == nil:
-			a, fds, err := h.ops.Fetch(pa.ID)
-			if errors.Is(err, hv.ErrPortal) {
-				continue
-			}
-			if err != nil {
-				h.t.Error(err)
-				return
-			}
-			h.attaches++
-			var failure error
-			if h.refuse != "" {
-				failure = errors.New(h.refuse)
-				closeFDs(fds)
-			} else {
-				q := &servedQueue{a: a, fds: fds}
-				h.served[pa.ID] = q
-				failure = h.start(q)
-			}
-			if err := h.ops.Attached(pa.ID, failure); err != nil && !errors.Is(err, hv.ErrPortal) {
-				h.t.Error(err)
-			}
-		}
-	}
-}
-
-// start serves q.
-func (h *host) start(q *servedQueue) error {
-	q.srv = &ringtest.BlkServer{Disk: h.disk, Sectors: sectors, NQueues: 2, ID: "portal"}
-	var mem []vhostuser.MemRegion
-	for _, r := range q.a.Regions {
-		mem = append(mem, vhostuser.MemRegion{FD: q.fds[r.FD], Offset: r.Offset, Size: r.Size, GPA: r.Base})
-	}
-	if err := q.srv.SetMemory(mem); err != nil {
-		return err
-	}
-	r := q.a.Queues[0]
-	if err := q.srv.SetInflight(vhostuser.InflightArea{FD: q.fds[q.a.Log], Size: q.a.LogSize, QueueSize: r.Size}); err != nil {
-		return err
-	}
-	at := func(i int) int {
-		if i < 0 {
-			return -1
-		}
-		return q.fds[i]
-	}
-	return q.srv.Start(vhostuser.QueueState{
-		Index: int(r.Index), LastAvail: r.LastAvail, Kick: at(r.Kick), Call: at(r.Call), Err: -1,
-		Ring: ring.Queue{Size: r.Size, Desc: r.Desc, Avail: r.Avail, Used: r.Used, Features: q.a.Features},
-	})
-}
-
-func (h *host) stop(q *servedQueue) {
-	h.pause(q)
-	closeFDs(q.fds)
-}
-
-func (h *host) pause(q *servedQueue) {
-	if _, err := q.srv.Stop(int(q.a.Queues[0].Index)); err != nil {
-		h.t.Error(err)
-	}
-	for _, err := range q.srv.Errors() {
-		h.t.Error(err)
-	}
-	q.srv.Disconnected(nil)
-}
-
-// replaceDriver stops the fake driver VM and starts another, on the same descriptors.
-func (h *host) replaceDriver() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for _, q := range h.served {
-		h.pause(q)
-	}
-	for _, q := range h.served {
-		if err := h.start(q); err != nil {
-			h.t.Error(err)
-		}
-	}
-}
-
-// close ends the host, as a graild that is killed; the queues go on being served.
-func (h *host) close() {
-	close(h.quit)
-	<-h.done
-	h.ops.Close()
-}
-
-func (h *host) count() (served, attaches int) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return len(h.served), h.attaches
 }
 
 // client connects, with or without a log of its own.
@@ -597,11 +424,24 @@ func TestRefusals(t *testing.T) {
 
 func TestSpec(t *testing.T) {
 	for s, ok := range map[string]bool{
-		`{"disks":[{"disk":"d","listen":4,"queues":1}]}`: true,
-		`{"disks":[{"disk":"d","listen":4,"queues":0}]}`: false,
-		`{"disks":[]}`: false,
-		``:             false,
-		`[]`:           false,
+		`{"devices":[{"name":"d","listen":4,"queues":1}]}`:                                                                     true,
+		`{"devices":[{"kind":"blk","name":"d","listen":4,"queues":256}]}`:                                                      true,
+		`{"devices":[{"name":"d","listen":4,"queues":0}]}`:                                                                     false,
+		`{"devices":[{"name":"d","listen":4,"queues":257}]}`:                                                                   false,
+		`{"devices":[{"kind":"gpu","name":"d","listen":4,"queues":1}]}`:                                                        false,
+		`{"devices":[{"kind":"net","name":"n","listen":4,"queues":2}]}`:                                                        true,
+		`{"devices":[{"kind":"net","name":"n","listen":4,"queues":256}]}`:                                                      true,
+		`{"devices":[{"kind":"net","name":"n","listen":4,"queues":3}]}`:                                                        false,
+		`{"devices":[{"kind":"net","name":"","listen":4,"queues":2}]}`:                                                         false,
+		`{"devices":[{"kind":"net","name":"n","listen":4,"queues":2},{"kind":"net","name":"m","listen":5,"queues":256}]}`:      false,
+		`{"devices":[{"kind":"net","name":"` + strings.Repeat("n", maxNetName) + `","listen":4,"queues":2}]}`:                  true,
+		`{"devices":[{"kind":"net","name":"` + strings.Repeat("n", maxNetName+1) + `","listen":4,"queues":2}]}`:                false,
+		`{"devices":[{"kind":"net","name":"n","listen":4,"queues":2,"config":"` + strings.Repeat("c", hv.MaxConfig) + `"}]}`:   true,
+		`{"devices":[{"kind":"net","name":"n","listen":4,"queues":2,"config":"` + strings.Repeat("c", hv.MaxConfig+1) + `"}]}`: false,
+		`{"devices":[{"name":"d","listen":4,"queues":1,"space":"` + strings.Repeat("AAAA", 86) + `"}]}`:                        false,
+		`{"devices":[]}`: false,
+		``:               false,
+		`[]`:             false,
 	} {
 		f, err := hv.NewSealed("spec", []byte(s))
 		if err != nil {

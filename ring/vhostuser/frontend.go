@@ -32,6 +32,8 @@ type QueueSetup struct {
 	Kick ring.Doorbell  // rung by us; borrowed until the queue is stopped
 	Call ring.Doorbell  // rung by the back end; a negative descriptor means that we poll
 	Err  *ring.Doorbell // rung by the back end when the queue is broken; may be nil
+
+	disabled bool // by Enable
 }
 
 // Frontend is the client's side of a session. It remembers all that it set, and can restore it on a new
@@ -250,13 +252,36 @@ func (f *Frontend) sendQueue(index uint32, q *QueueSetup) error {
 		steps = append(steps, bellMessage(SetVringErr, index, *q.Err))
 	}
 	if f.features&FeatureProtocol != 0 {
-		steps = append(steps, &message{req: SetVringEnable, payload: vringState{index, 1}.encode()})
+		steps = append(steps, enableMessage(index, !q.disabled))
 	}
 	for _, m := range steps {
 		if err := f.request(m); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+func enableMessage(index uint32, on bool) *message {
+	st := vringState{index: index}
+	if on {
+		st.num = 1
+	}
+	return &message{req: SetVringEnable, payload: st.encode()}
+}
+
+// Enable has the back end process queue index, which is started, or not: a network device's driver turns pairs of
+// queues on and off with it. A started queue is enabled. Errors: ErrRejected when the queue is not started or the
+// back end has no FeatureProtocol.
+func (f *Frontend) Enable(index int, on bool) error {
+	q := f.queues[index]
+	if q == nil || f.features&FeatureProtocol == 0 {
+		return fmt.Errorf("%w: queue %d is not started, or cannot be disabled", ErrRejected, index)
+	}
+	if err := f.request(enableMessage(uint32(index), on)); err != nil {
+		return fmt.Errorf("enable queue %d %t: %w", index, on, err)
+	}
+	q.disabled = !on
 	return nil
 }
 
@@ -275,7 +300,7 @@ func (f *Frontend) Stop(index int) (base uint16, err error) {
 		return 0, fmt.Errorf("%w: queue %d is not started", ErrRejected, index)
 	}
 	if f.features&FeatureProtocol != 0 {
-		if err := f.request(&message{req: SetVringEnable, payload: vringState{uint32(index), 0}.encode()}); err != nil {
+		if err := f.request(enableMessage(uint32(index), false)); err != nil {
 			return 0, fmt.Errorf("stop queue %d: %w", index, err)
 		}
 	}
