@@ -68,7 +68,9 @@ func rig(t *testing.T, change func(*hv.PortalSpec)) (p *portal, socket, control 
 		change(&spec)
 	}
 	p = newPortal(spec)
-	go p.acceptClients(newDevice(spec.Devices[0]), l)
+	dev := newDevice(spec.Devices[0])
+	dev.wait = time.Second
+	go p.acceptClients(dev, l)
 	fd, err := unix.FcntlInt(c.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
