@@ -97,42 +97,92 @@ func FuzzSession(f *testing.F) {
 	f.Add(seed)
 	f.Fuzz(func(t *testing.T, program []byte) {
 		h := newRecorder(t)
-		s := newSession(h)
-		var given []int
-		var err error
-		for len(program) >= 3 && err == nil {
-			m := message{req: Request(program[0]), flags: flagVersion | flagNeedReply}
-			for n := program[1]; n > 0 && len(m.fds) < MaxRegions; n /= 3 {
-				switch n % 3 {
-				case 1:
-					m.fds = append(m.fds, memfd(t, 8192))
-				case 2:
-					m.fds = append(m.fds, eventfd(t))
-				}
-			}
-			given = append(given, m.fds...)
-			n := min(int(program[2]), len(program)-3)
-			m.payload, program = program[3:3+n], program[3+n:]
-			var r *message
-			if r, err = s.handle(&m); err != nil && !errors.Is(err, ErrMessage) {
-				t.Fatalf("%v: %v", m.req, err)
-			}
-			if r != nil && (r.req != m.req || r.flags&flagReply == 0 || len(r.payload) > maxPayload) {
-				t.Fatalf("answer to %v: %+v", m.req, r)
-			}
-			if len(m.fds) != 0 {
-				t.Fatalf("%v left descriptors to the caller", m.req)
-			}
-		}
-		s.close(err)
-		for _, fd := range given {
-			if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil {
-				// The number may have been used again, but then by a descriptor that was closed as well.
-				t.Fatalf("descriptor %d is still open", fd)
-			}
-		}
-		if !h.over || len(h.running) != 0 {
-			t.Fatalf("after the end: over %v, running %v", h.over, h.running)
-		}
+		fuzzSession(t, h, newSession(h), program)
 	})
+}
+
+// FuzzPairs is FuzzSession for a device of four queues, of which a front end without ProtocolMultiQueue has two.
+func FuzzPairs(f *testing.F) {
+	var seed []byte
+	step := func(req Request, fds byte, payload []byte) {
+		seed = append(seed, byte(req), fds, byte(len(payload)))
+		seed = append(seed, payload...)
+	}
+	const single = ProtocolSupported &^ ProtocolMultiQueue
+	step(GetFeatures, 0, nil)
+	step(SetProtocolFeatures, 0, putU64(ProtocolSupported))
+	step(GetQueueNum, 0, nil)
+	step(GetFeatures, 0, nil)
+	step(SetFeatures, 0, putU64(FeatureProtocol|pairsFeature))
+	step(SetMemTable, 1, encodeRegions([]MemRegion{{Size: 8192, GPA: 1 << 20}}))
+	for i := range uint32(4) {
+		base := uint64(i) * 1024
+		step(SetVringNum, 0, vringState{i, 4}.encode())
+		step(SetVringBase, 0, vringState{i, 0}.encode())
+		step(SetVringAddr, 0, vringAddr{index: i, desc: base, avail: base + 256, used: base + 512}.encode())
+		step(SetVringKick, 2, vringFD{index: i}.encode())
+		step(SetVringCall, 2, vringFD{index: i}.encode())
+		step(SetVringEnable, 0, vringState{i, 1}.encode())
+	}
+	step(SetVringEnable, 0, vringState{2, 0}.encode())
+	step(SetVringEnable, 0, vringState{3, 0}.encode())
+	step(SetVringEnable, 0, vringState{3, 1}.encode())
+	f.Add(seed)
+	whole := seed
+	step(SetProtocolFeatures, 0, putU64(single)) // the second pair goes
+	step(GetQueueNum, 0, nil)
+	f.Add(seed)
+	step(SetProtocolFeatures, 0, putU64(ProtocolSupported)) // and comes back
+	step(GetVringBase, 0, vringState{index: 2}.encode())
+	step(GetVringBase, 0, vringState{index: 3}.encode())
+	f.Add(seed)
+	seed = append([]byte(nil), whole...)
+	step(SetProtocolFeatures, 0, putU64(single))
+	step(SetVringEnable, 0, vringState{2, 1}.encode())
+	f.Add(seed)
+	f.Fuzz(func(t *testing.T, program []byte) {
+		h := &pairs{newRecorder(t)}
+		s := newSession(h)
+		fuzzSession(t, h.recorder, s, program)
+	})
+}
+
+// fuzzSession runs a program of messages.
+func fuzzSession(t *testing.T, h *recorder, s *session, program []byte) {
+	var given []int
+	var err error
+	for len(program) >= 3 && err == nil {
+		m := message{req: Request(program[0]), flags: flagVersion | flagNeedReply}
+		for n := program[1]; n > 0 && len(m.fds) < MaxRegions; n /= 3 {
+			switch n % 3 {
+			case 1:
+				m.fds = append(m.fds, memfd(t, 8192))
+			case 2:
+				m.fds = append(m.fds, eventfd(t))
+			}
+		}
+		given = append(given, m.fds...)
+		n := min(int(program[2]), len(program)-3)
+		m.payload, program = program[3:3+n], program[3+n:]
+		var r *message
+		if r, err = s.handle(&m); err != nil && !errors.Is(err, ErrMessage) {
+			t.Fatalf("%v: %v", m.req, err)
+		}
+		if r != nil && (r.req != m.req || r.flags&flagReply == 0 || len(r.payload) > maxPayload) {
+			t.Fatalf("answer to %v: %+v", m.req, r)
+		}
+		if len(m.fds) != 0 {
+			t.Fatalf("%v left descriptors to the caller", m.req)
+		}
+	}
+	s.close(err)
+	for _, fd := range given {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err == nil {
+			// The number may have been used again, but then by a descriptor that was closed as well.
+			t.Fatalf("descriptor %d is still open", fd)
+		}
+	}
+	if !h.over || len(h.running) != 0 {
+		t.Fatalf("after the end: over %v, running %v", h.over, h.running)
+	}
 }
