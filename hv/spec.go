@@ -66,6 +66,7 @@ type Foreign struct {
 	Initrds []string      `json:"initrds"`
 	Dir     string        `json:"dir"` // for the engine's own files
 	Disks   []ForeignDisk `json:"disks,omitempty"`
+	NICs    []ForeignNIC  `json:"nics,omitempty"`
 	TTY     bool          `json:"tty,omitempty"` // Argv gets a terminal, and Stdin is one in raw mode
 }
 
@@ -74,6 +75,12 @@ type ForeignDisk struct {
 	ID       string `json:"id"` // of the disk, which is its serial number in the guest
 	Socket   string `json:"socket"`
 	ReadOnly bool   `json:"readonly,omitempty"`
+}
+
+// ForeignNIC is a port of a net driver VM, reached through the vhost-user socket of its portal.
+type ForeignNIC struct {
+	Socket string `json:"socket"`
+	MAC    string `json:"mac"`
 }
 
 // DefaultMaxThreads bounds the threads of a guest that asks for no other number.

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/grailos/grail/hv"
@@ -44,6 +45,12 @@ type DiskRef struct {
 	ReadOnly bool   `json:"readonly,omitempty"`
 }
 
+// NetRef names a port of a net driver that a personality VM is plugged into.
+type NetRef struct {
+	Driver string `json:"driver"`
+	Port   string `json:"port"`
+}
+
 // VMConfig says what a personality VM is.
 type VMConfig struct {
 	Name        string    `json:"name"`
@@ -60,6 +67,7 @@ type VMConfig struct {
 	Remove      bool      `json:"remove,omitempty"` // forget the VM when it has ended
 	Arch        string    `json:"arch,omitempty"`   // personality linux: amd64 or arm64; empty: the host's
 	TTY         bool      `json:"tty,omitempty"`    // personality linux: Program gets a terminal
+	Nets        []NetRef  `json:"nets,omitempty"`   // personality linux: network cards
 	Root        *DiskRef  `json:"root,omitempty"`   // personality linux: the disk with its system; nil: the default system, in memory
 }
 
@@ -116,14 +124,25 @@ type Disk struct {
 	Socket   string `json:"socket,omitempty"` // vhost-user socket
 }
 
+// Port is a port of a net driver's switch: one client at a time can be plugged into it.
+type Port struct {
+	Name    string       `json:"name"` // also its name in the DNS of its tenant
+	Tenant  uint16       `json:"tenant"`
+	MAC     string       `json:"mac"`
+	Address netip.Prefix `json:"address"`
+	Socket  string       `json:"socket,omitempty"` // vhost-user socket
+}
+
 // DriverConfig says what a driver VM is.
 type DriverConfig struct {
 	Name        string    `json:"name"`
-	Type        string    `json:"type"` // "blk"
+	Type        string    `json:"type"` // "blk" or "net"
 	Engine      hv.Engine `json:"engine,omitempty"`
 	MemoryBytes uint64    `json:"memoryBytes"`
 	HeartbeatMs int       `json:"heartbeatMs"` // 0: 50
 	Disks       []Disk    `json:"disks"`
+	Ports       []Port    `json:"ports,omitempty"`
+	Subnet      string    `json:"subnet,omitempty"` // of the ports' addresses; type net
 	Socket      bool      `json:"socket,omitempty"`
 	NoSpare     bool      `json:"noSpare,omitempty"` // keep no booted instance in reserve
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/grailos/grail/drivervms/blk"
+	"github.com/grailos/grail/drivervms/net"
 	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/mgmt/api"
 	"github.com/grailos/grail/mgmt/reincarnation"
@@ -92,8 +93,13 @@ func checkVM(c *api.VMConfig) error {
 
 // checkDriver refuses a configuration that makes no sense, and fills in what was left out.
 func checkDriver(c *api.DriverConfig) error {
-	if c.Type != "blk" {
-		return api.Errorf(api.Invalid, "there is no driver of type %q; use blk", c.Type)
+	least := uint64(blk.MinMemory)
+	switch c.Type {
+	case typeBlk:
+	case typeNet:
+		least = net.MinMemory
+	default:
+		return api.Errorf(api.Invalid, "there is no driver of type %q; use blk or net", c.Type)
 	}
 	if err := checkName("name", c.Name, maxDriverName); err != nil {
 		return err
@@ -101,7 +107,7 @@ func checkDriver(c *api.DriverConfig) error {
 	if err := checkEngine(c.Engine); err != nil {
 		return err
 	}
-	if err := api.CheckMemory(c.MemoryBytes, blk.MinMemory); err != nil {
+	if err := api.CheckMemory(c.MemoryBytes, least); err != nil {
 		return err
 	}
 	if c.HeartbeatMs == 0 {
@@ -109,6 +115,9 @@ func checkDriver(c *api.DriverConfig) error {
 	}
 	if p := time.Duration(c.HeartbeatMs) * time.Millisecond; p < reincarnation.MinPeriod || p > reincarnation.MaxPeriod {
 		return api.Errorf(api.Invalid, "a heartbeat period of %v cannot be kept; give %v to %v", p, reincarnation.MinPeriod, reincarnation.MaxPeriod)
+	}
+	if c.Type == typeNet {
+		return checkPorts(c)
 	}
 	switch {
 	case len(c.Disks) == 0:
@@ -131,6 +140,12 @@ func checkDriver(c *api.DriverConfig) error {
 	}
 	return nil
 }
+
+// The types of drivers.
+const (
+	typeBlk = "blk"
+	typeNet = "net"
+)
 
 func quoted(names []string) string {
 	if len(names) == 0 {

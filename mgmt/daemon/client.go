@@ -18,6 +18,8 @@ type client struct {
 	files []*os.File    // owned
 	kinds []fileKind    // of files
 
+	net bool // a network card's queue
+
 	// refuse ends a client that broke the rules, where that is possible; nil: it is not.
 	refuse func(why error)
 
@@ -114,6 +116,9 @@ func rawFD(f *os.File) int {
 func (c *client) pending() bool {
 	for i := range c.att.Queues {
 		q := &c.att.Queues[i]
+		if c.net && q.Index%2 == 0 {
+			continue // free buffers that wait for frames (virtio 1.2 §5.1.2: receive queues have the even numbers)
+		}
 		// The index follows 16 bits of flags in both rings (virtio 1.2 §2.7.6, §2.7.8).
 		avail, ok1 := c.read16(q.Avail + 2)
 		used, ok2 := c.read16(q.Used + 2)

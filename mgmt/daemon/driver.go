@@ -276,6 +276,10 @@ func (dr *driver) view() api.Driver {
 			}
 		}
 	}
+	v.Ports = slices.Clone(v.Ports)
+	for i := range v.Ports {
+		v.Ports[i].Socket = dr.d.portalSocket(dr.name(), v.Ports[i].Name)
+	}
 	dr.mu.Unlock()
 	for _, c := range clients {
 		v.Clients = append(v.Clients, c.binding(inst))

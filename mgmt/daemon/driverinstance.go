@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/grailos/grail/drivervms/blk"
+	"github.com/grailos/grail/drivervms/net"
 	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/hv/abi"
 	"github.com/grailos/grail/mgmt/engine"
@@ -80,6 +81,9 @@ func (d *Daemon) launchDriver(dr *driver, generation int) (_ *driverInstance, er
 	l.Spec.Program = l.Add(program)
 	l.Spec.Argv = []string{cfg.Type}
 	l.Spec.Env = blk.Env
+	if cfg.Type == typeNet {
+		l.Spec.Env = net.Env
+	}
 	l.Spec.MemoryBytes = cfg.MemoryBytes
 	l.Spec.HostStatus = l.Add(inst.hostStatus)
 	l.Spec.Caps = []hv.CapSpec{

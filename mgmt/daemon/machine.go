@@ -2,12 +2,14 @@ package daemon
 
 import (
 	"math"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
 
+	"github.com/grailos/grail/drivervms/net/vswitch"
 	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/mgmt/api"
 	"github.com/grailos/grail/mgmt/engine"
@@ -132,6 +134,22 @@ func (d *Daemon) linuxMachine(cfg api.VMConfig, generation int) (*machine, error
 			return nil, api.Errorf(api.Invalid, "two disks of the VM have the ID %s, by which it finds them; give one of them another", ref.Disk)
 		}
 		f.Disks = append(f.Disks, hv.ForeignDisk{ID: ref.Disk, Socket: d.portalSocket(ref.Driver, ref.Disk), ReadOnly: dev.ReadOnly})
+	}
+	for _, ref := range cfg.Nets {
+		dr, err := d.driver(ref.Driver)
+		if err != nil {
+			return nil, err
+		}
+		p, err := dr.portOf(ref.Port)
+		if err != nil {
+			return nil, err
+		}
+		f.NICs = append(f.NICs, hv.ForeignNIC{Socket: d.portalSocket(ref.Driver, ref.Port), MAC: p.MAC})
+		if told.Network == nil {
+			told.Network = &agent.Network{Hostname: cfg.Name, Search: []string{vswitch.DefaultDomain}}
+		}
+		told.Network.DNS = append(told.Network.DNS, p.Address.Masked().Addr().Next().String())
+		told.Network.Interfaces = append(told.Network.Interfaces, agent.Interface{MAC: p.MAC, Addresses: []netip.Prefix{p.Address}})
 	}
 	config, err := linuximage.Config(filepath.Join(d.dirs.VM(cfg.Name), "config.cpio"), &told)
 	if err != nil {

@@ -124,17 +124,26 @@ func (dr *driver) openPortal(adopted *running) (*portal, error) {
 	dr.mu.Lock()
 	backings := dr.backings
 	dr.mu.Unlock()
-	if len(backings) == 0 {
+	if len(backings) < len(dr.rec.Config.Disks) {
 		return nil, errors.New("the driver's disks are not open")
 	}
-	for _, b := range backings {
-		socket := d.portalSocket(dr.name(), b.id)
-		if err := os.MkdirAll(filepath.Dir(socket), 0o700); err != nil {
+	for i := range dr.rec.Config.Ports {
+		dev, err := portDevice(&dr.rec.Config, &dr.rec.Config.Ports[i])
+		if err != nil {
 			return nil, err
 		}
-		listener, err := listenFile(socket)
+		listener, err := p.listen(dev.Name)
 		if err != nil {
-			return nil, fmt.Errorf("socket %s: %w", socket, err)
+			return nil, err
+		}
+		defer listener.Close()
+		dev.Listen = l.Add(listener)
+		l.Spec.Devices = append(l.Spec.Devices, dev)
+	}
+	for _, b := range backings {
+		listener, err := p.listen(b.id)
+		if err != nil {
+			return nil, err
 		}
 		defer listener.Close()
 		dev := b.device()
@@ -148,6 +157,19 @@ func (dr *driver) openPortal(adopted *running) (*portal, error) {
 		return nil, err
 	}
 	return p, nil
+}
+
+// listen makes the vhost-user socket of a disk or a port.
+func (p *portal) listen(device string) (*os.File, error) {
+	socket := p.dr.d.portalSocket(p.dr.name(), device)
+	if err := os.MkdirAll(filepath.Dir(socket), 0o700); err != nil {
+		return nil, err
+	}
+	listener, err := listenFile(socket)
+	if err != nil {
+		return nil, fmt.Errorf("socket %s: %w", socket, err)
+	}
+	return listener, nil
 }
 
 // listenFile returns a listening stream socket at path, in place of what is there.
@@ -274,7 +296,10 @@ func (p *portal) take(id uint64) {
 		files[i] = os.NewFile(uintptr(fd), "vhost-user")
 	}
 	att.ID, att.Driver = id, p.dr.name()
-	c, err := newClient(att, files)
+	var c *client
+	if err = p.dr.checkPortFeatures(att); err == nil {
+		c, err = newClient(att, files)
+	}
 	if err != nil {
 		for _, f := range files {
 			f.Close()
@@ -282,6 +307,7 @@ func (p *portal) take(id uint64) {
 		p.refuse(id, err)
 		return
 	}
+	c.net = p.dr.rec.Config.Type == typeNet
 	c.refuse = func(why error) { p.refuse(id, why) }
 	p.known[id] = c
 	go func() {

@@ -211,6 +211,52 @@ func TestLinuxRoot(t *testing.T) {
 	r.ctl("image", "rm", "own")
 }
 
+// TestLinuxNetwork plugs three Linux VMs of two tenants into one switch. Those of one tenant reach each other, by name too, also while the
+// switch is crashed; the third reaches nobody.
+func TestLinuxNetwork(t *testing.T) {
+	r := linuxRig(t)
+	r.ctl("driver", "create", "net", "net0", "--subnet", "10.88.0.0/24", "--port", "web=1", "--port", "user=1", "--port", "stranger=2")
+	for _, name := range []string{"web", "user", "stranger"} {
+		r.ctl("create", "--personality", "linux", "--memory", "128M", "--cpu", "1", "--name", name, "--net", "net0/"+name)
+		r.ctl("start", name)
+	}
+	in := func(vm string, script string) (string, int) {
+		t.Helper()
+		return r.runWithin(linuxLimit, nil, "exec", vm, "--", "sh", "-c", script)
+	}
+	const size = 3 << 20
+	if out, code := in("web", fmt.Sprintf("mkdir /tmp/www && head -c %d /dev/urandom >/tmp/www/file && httpd -h /tmp/www && sha256sum </tmp/www/file", size)); code != 0 {
+		t.Fatalf("the server: %d, %s", code, out)
+	}
+	want, _ := in("web", "sha256sum </tmp/www/file")
+	fetch := "wget -q -O - http://web/file | sha256sum"
+	if out, code := in("user", fetch); code != 0 || out != want {
+		t.Errorf("fetched %q, want %q, exit code %d", out, want, code)
+	}
+	// The connection is not lost when the switch is.
+	for i, how := range []string{"kill", "fault"} {
+		if out, code := in("user", fmt.Sprintf("(%s >/tmp/sum%d; echo >>/tmp/sum%d) >/dev/null 2>&1 &", fetch, i, i)); code != 0 {
+			t.Fatal(out)
+		}
+		r.ctl("driver", "crash", "net0", "--how", how)
+		out, _ := in("user", fmt.Sprintf("while [ $(wc -l </tmp/sum%d) -lt 2 ]; do sleep 0.2; done; cat /tmp/sum%d", i, i))
+		if strings.TrimSpace(out) != strings.TrimSpace(want) {
+			t.Errorf("while the switch dies (%s): fetched %q, want %q", how, out, want)
+		}
+	}
+	if out, code := in("stranger", "ping -c 2 -W 2 10.88.0.2"); code == 0 || !strings.Contains(out, "100% packet loss") {
+		t.Errorf("another tenant's ping: exit code %d, %q", code, out)
+	}
+	if out, code := in("stranger", "nslookup web"); code == 0 {
+		t.Errorf("another tenant's name: %q", out)
+	}
+	// From another address than its own nobody is answered.
+	if out, code := in("user", "ip addr add 10.88.0.99/24 dev eth0 && ping -c 2 -W 2 -I 10.88.0.99 10.88.0.2"); code == 0 {
+		t.Errorf("a made up address: %q", out)
+	}
+	r.ctlWithin(linuxLimit, "rm", "-f", "web", "user", "stranger")
+}
+
 // TestLinuxOfAnotherArchitecture runs an arm64 guest on a disk that an amd64 driver VM serves.
 func TestLinuxOfAnotherArchitecture(t *testing.T) {
 	if _, err := exec.LookPath("qemu-system-aarch64"); err != nil {

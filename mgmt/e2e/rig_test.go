@@ -32,7 +32,8 @@ var programs = sync.OnceValues(func() (string, error) {
 		"grailctl": "mgmt/grailctl", "graild": "mgmt/graild", "grailvm": "hv/grailvm", "grailport": "hv/grailport",
 		"graillinux": "personalities/linux/graillinux", "guests/amd64/grail-init": "personalities/linux/agent/init",
 		"guests/arm64/grail-init": "personalities/linux/agent/init",
-		"drivers/blk":             "drivervms/blk/guest", "verify": "personalities/native/examples/verify", "guest": "mgmt/e2e/testdata/guest",
+		"drivers/blk":             "drivervms/blk/guest",
+		"drivers/net":             "drivervms/net/guest", "verify": "personalities/native/examples/verify", "guest": "mgmt/e2e/testdata/guest",
 	} {
 		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, out), "github.com/grailos/grail/"+pkg)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")

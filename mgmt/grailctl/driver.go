@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -27,20 +28,25 @@ or hangs, graild replaces it; its clients notice a short stall.`,
 }
 
 func (c *cli) driverCreateCommand() *cobra.Command {
-	var disks []string
+	var disks, ports []string
+	var subnet string
 	var socket, spare bool
 	var engine, memory string
 	var heartbeat time.Duration
 	cmd := &cobra.Command{
-		Use: "create TYPE NAME --disk ID=PATH[:ro]...", Short: "Make a driver VM and start it; the TYPE is blk",
+		Use: "create TYPE NAME --disk ID=PATH[:ro]... | --port PORT[=TENANT]...", Short: "Make a driver VM and start it; the TYPE is blk or net",
+		Long: `A blk driver serves host files or block devices as disks. A net driver is a switch between the VMs plugged into its ports: each port has a
+MAC address and an IP address, from which alone its VM can send; VMs find each other by the names of their ports; those of different
+tenants do not see each other.`,
 		Example: `  truncate -s 1G disk.img
   grailctl driver create blk blk0 --disk data=disk.img
-  grailctl driver create blk blk1 --disk root=/dev/sdb --disk iso=cd.iso:ro --socket`,
+  grailctl driver create blk blk1 --disk root=/dev/sdb --disk iso=cd.iso:ro --socket
+  grailctl driver create net net0 --port web=1 --port db=1 --port other=2`,
 		Args: exactly("a TYPE", "a NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg := api.DriverConfig{Type: args[0], Name: args[1], Engine: hv.Engine(engine), Socket: socket, NoSpare: !spare, HeartbeatMs: int(heartbeat.Milliseconds())}
-			if cfg.Type != "blk" {
-				return fmt.Errorf("there is no driver of type %q; use blk", cfg.Type)
+			if cfg.Type != "blk" && cfg.Type != "net" {
+				return fmt.Errorf("there is no driver of type %q; use blk or net", cfg.Type)
 			}
 			if cmd.Flags().Changed("heartbeat") && cfg.HeartbeatMs <= 0 {
 				return fmt.Errorf("--heartbeat %v is too short; give 10ms to 1m", heartbeat)
@@ -49,7 +55,17 @@ func (c *cli) driverCreateCommand() *cobra.Command {
 			if cfg.MemoryBytes, err = size.Parse(memory); err != nil {
 				return fmt.Errorf("--memory: %w", err)
 			}
-			if len(disks) == 0 {
+			if cfg.Type == "net" {
+				if cfg.Ports, err = parsePorts(ports); err != nil {
+					return err
+				}
+				if len(disks) > 0 {
+					return errors.New("--disk is for block drivers; a net driver has ports")
+				}
+				cfg.Subnet, cfg.Socket = subnet, true
+			} else if len(ports) > 0 || subnet != "" {
+				return errors.New("--port and --subnet are for net drivers; a block driver has disks")
+			} else if len(disks) == 0 {
 				return errors.New("a block driver needs a disk; give one with --disk ID=PATH, or --disk ID=PATH:ro to only read it")
 			}
 			for _, s := range disks {
@@ -76,17 +92,39 @@ func (c *cli) driverCreateCommand() *cobra.Command {
 					fmt.Fprintf(c.stdout, "%s %s\n", k.ID, k.Socket)
 				}
 			}
+			for _, p := range d.Ports {
+				fmt.Fprintf(c.stdout, "%s %s %s %s\n", p.Name, p.MAC, p.Address, p.Socket)
+			}
 			return nil
 		},
 	}
 	fl := cmd.Flags()
 	fl.StringArrayVar(&disks, "disk", nil, "offer the file or block device PATH as disk ID: ID=PATH, or ID=PATH:ro to only read it (repeatable)")
+	fl.StringArrayVar(&ports, "port", nil, "a port of a net driver: NAME, or NAME=TENANT with the number of a tenant (repeatable)")
+	fl.StringVar(&subnet, "subnet", "", "the IPv4 network of a net driver's ports (default: 10.77.0.0/16)")
 	fl.BoolVar(&socket, "socket", false, "also offer each disk to other VMMs on a vhost-user socket, and print its path")
 	fl.StringVar(&engine, "engine", "", "what executes the driver: kvm or process (default: kvm where it works)")
 	fl.StringVar(&memory, "memory", "64M", "the driver VM's own memory")
 	fl.BoolVar(&spare, "spare", true, "keep the next instance booted, so that a recovery takes less time and the driver twice the memory")
 	fl.DurationVar(&heartbeat, "heartbeat", 0, "how long the driver may be silent with work pending (default 50ms)")
 	return cmd
+}
+
+// parsePorts reads NAME[=TENANT] of each port.
+func parsePorts(list []string) (ports []api.Port, err error) {
+	for _, s := range list {
+		name, tenant, ok := strings.Cut(s, "=")
+		p := api.Port{Name: name}
+		if ok {
+			n, err := strconv.ParseUint(tenant, 10, 16)
+			if err != nil {
+				return nil, fmt.Errorf("--port %q: the tenant is no number from 0 to 65535", s)
+			}
+			p.Tenant = uint16(n)
+		}
+		ports = append(ports, p)
+	}
+	return ports, nil
 }
 
 // parseDisk reads ID=PATH[:ro].
@@ -120,6 +158,9 @@ func (c *cli) driverLsCommand() *cobra.Command {
 					var disks []string
 					for _, k := range d.Disks {
 						disks = append(disks, diskLine(k))
+					}
+					for _, p := range d.Ports {
+						disks = append(disks, fmt.Sprintf("%s = %s (tenant %d)", p.Name, p.Address.Addr(), p.Tenant))
 					}
 					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%s\n", d.Name, d.Type, d.State, dash(string(d.EngineUsed)), d.Generation,
 						d.Crashes, len(d.Clients), strings.Join(disks, ", "))

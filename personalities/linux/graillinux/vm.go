@@ -137,6 +137,9 @@ func (v *vm) config(agentEnd, consoleEnd *os.File) qemu.Config {
 	for i, d := range f.Disks {
 		c.Disks = append(c.Disks, qemu.Disk{ID: fmt.Sprintf("disk%d", i), Socket: d.Socket})
 	}
+	for i, n := range f.NICs {
+		c.NICs = append(c.NICs, qemu.NIC{ID: fmt.Sprintf("net%d", i), Socket: n.Socket, MAC: n.MAC})
+	}
 	return c
 }
 
