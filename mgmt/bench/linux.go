@@ -174,7 +174,7 @@ func (b *bench) linuxBoot(p *plainQEMU) (Result, error) {
 		_, err = v.agent.Exec(b.ctx, agent.ExecOptions{Process: agent.Process{Argv: []string{"echo", "up"}}, Stdout: io.Discard})
 		return time.Since(begin), err
 	}
-	a, q, err := inTurn(b, "linux_boot", b.rounds(3, 7), ours, theirs)
+	a, q, err := inTurn(b, "linux_boot", b.rounds(5, 7), ours, theirs)
 	if err != nil {
 		return Result{}, err
 	}
