@@ -22,7 +22,7 @@ import (
 func main() {
 	opt := options{}
 	flag.StringVar(&opt.build, "build", "build/nested", "folder for everything that is made")
-	flag.DurationVar(&opt.limit, "limit", 15*time.Minute, "time after which the machine is stopped")
+	flag.DurationVar(&opt.limit, "limit", 5*time.Minute, "time after which a machine is stopped")
 	kinds := flag.String("on", "", "run only the machines whose names match this regular expression: "+kindNames())
 	flag.IntVar(&opt.memoryMiB, "memory", 1536, "its memory in MiB")
 	only := flag.String("only", "", "run only the steps whose names match this regular expression")
@@ -117,7 +117,7 @@ func run(ctx context.Context, opt *options) error {
 		if err := m.run(ctx); err != nil {
 			return fmt.Errorf("on machine %s: %w", kind.name, err)
 		}
-		fmt.Printf("test-nested: machine %s, %d CPUs, %.1f s\n", kind.name, kind.cpus, time.Since(begin).Seconds())
+		fmt.Printf("test-nested: machine %s, CPUs: %d, %.1f s\n", kind.name, kind.cpus, time.Since(begin).Seconds())
 		ok = m.report(&p) && ok
 	}
 	switch {
