@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"debug/elf"
 	"errors"
 	"fmt"
 	"net"
@@ -38,11 +39,30 @@ func needQEMU(t *testing.T) (image, modules string) {
 	if hostArch != AMD64 {
 		t.Skip("SKIPPED: the guest's init is this program, which is not one of amd64")
 	}
+	if !static(t) {
+		t.Skip("SKIPPED: the guest's init is this program, which is built with cgo; build it with CGO_ENABLED=0")
+	}
 	images, _ := filepath.Glob(filepath.Join(kernelDir(), "boot", "vmlinuz-*"))
 	if len(images) != 1 {
 		t.Skipf("SKIPPED: no kernel in %s; make test-nested fetches one, GRAIL_TEST_KERNEL names another place", kernelDir())
 	}
 	return images[0], filepath.Join(kernelDir(), "lib", "modules")
+}
+
+// static reports whether this program runs without a loader.
+func static(t *testing.T) bool {
+	t.Helper()
+	f, err := elf.Open("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			return false
+		}
+	}
+	return true
 }
 
 // initramfs writes an initial file system: this program as init, and the modules.
