@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/grailos/grail/drivervms/blk/serve"
+	"github.com/grailos/grail/drivervms/program"
 	"github.com/grailos/grail/hv/abi"
 	"github.com/grailos/grail/hv/guest"
 	"github.com/grailos/grail/ring"
@@ -63,7 +64,8 @@ func newHost(t *testing.T) *host {
 	dev := &memDevice{b: make([]byte, diskSize)}
 	d := &driver{
 		server: serve.New(dev, []serve.Disk{{Name: "disk", FD: 5, Size: diskSize}}, ring.PollerConfig{}),
-		ch:     guest.NewChannel(fds[1]), status: guest.NewStatus(h.status[:abi.StatusSize]), maps: map[uint64]*mapping{},
+		host:   &program.Host{Name: "blk", Channel: guest.NewChannel(fds[1]), Status: guest.NewStatus(h.status[:abi.StatusSize])},
+		maps:   map[uint64]*program.Mapping{},
 	}
 	d.server.Watch(fds[1])
 	go func() { h.done <- d.loop() }()
@@ -184,7 +186,7 @@ func TestRefusedAttachments(t *testing.T) {
 		change func(*abi.Attach)
 	}{
 		{"no regions", func(a *abi.Attach) { a.Regions = nil }},
-		{"too many regions", func(a *abi.Attach) { a.Regions = make([]abi.Region, maxRegions+1) }},
+		{"too many regions", func(a *abi.Attach) { a.Regions = make([]abi.Region, program.MaxRegions+1) }},
 		{"region of nothing", func(a *abi.Attach) { a.Regions[0].Size = 0 }},
 		{"enormous region", func(a *abi.Attach) { a.Regions[0].Size = 1 << 63 }},
 		{"region that is no memory", func(a *abi.Attach) { a.Regions[0].FD = -1 }},
@@ -239,7 +241,7 @@ func TestDeadClient(t *testing.T) {
 func TestMisbehave(t *testing.T) {
 	if how := os.Getenv("GRAIL_TEST_MISBEHAVE"); how != "" {
 		fmt.Println("misbehaving")
-		misbehave(how)
+		program.Misbehave(how)
 	}
 	exe, err := os.Executable()
 	if err != nil {

@@ -4,57 +4,24 @@ package main
 
 import (
 	"fmt"
-	"os"
-	"runtime/debug"
 
 	"github.com/grailos/grail/drivervms/blk/serve"
+	"github.com/grailos/grail/drivervms/program"
 	"github.com/grailos/grail/hv/abi"
 	"github.com/grailos/grail/hv/guest"
 	"github.com/grailos/grail/ring"
 )
 
-func main() {
-	// The data path does not allocate. What attachments leave behind is collected when one ends (see
-	// driver.handle), by the one goroutine that there is: a collector that starts by itself would have to wait
-	// for it while it waits for work outside of the scheduler's sight.
-	debug.SetGCPercent(-1)
-	debug.SetPanicOnFault(true)
-	defer lastWords()
-	if err := run(); err != nil {
-		fmt.Fprintln(os.Stderr, "blk:", err)
-		os.Exit(1)
-	}
-}
+func main() { program.Main("blk", run) }
 
-// lastWords ends a panicking program as the Go runtime does, but writes its stack at once: the runtime writes it word by
-// word, and each of these 500 writes would be an exit from the VM, while the clients wait for the next instance.
-func lastWords() {
-	if v := recover(); v != nil {
-		fmt.Fprintf(os.Stderr, "panic: %v\n\n%s", v, debug.Stack())
-		os.Exit(2)
-	}
-}
-
-func run() error {
-	caps, err := guest.Caps()
-	if err != nil {
-		return err
-	}
-	ch, err := guest.OpenChannel()
-	if err != nil {
-		return err
-	}
-	status, err := guest.OpenStatus()
-	if err != nil {
-		return err
-	}
+func run(h *program.Host) error {
 	var disks []serve.Disk
-	for _, c := range caps {
+	for _, c := range h.Caps {
 		if c.Kind == abi.CapDevice {
 			disks = append(disks, serve.Disk{
 				Name: c.Name, FD: c.FD, Size: c.Size, ReadOnly: c.Rights&abi.RightWrite == 0,
 			})
-			fmt.Printf("blk: disk %s, %d bytes, read-only %t\n", c.Name, c.Size, c.Rights&abi.RightWrite == 0)
+			h.Say("disk %s, %d bytes, read-only %t", c.Name, c.Size, c.Rights&abi.RightWrite == 0)
 		}
 	}
 	if len(disks) > abi.MaxDevBatch {
@@ -62,10 +29,10 @@ func run() error {
 	}
 	d := &driver{
 		server: serve.New(newDevice(disks), disks, ring.PollerConfig{Poll: guest.WaitAlone}),
-		ch:     ch, status: status, maps: map[uint64]*mapping{},
+		host:   h, maps: map[uint64]*program.Mapping{},
 	}
-	d.server.Watch(ch.FD())
-	if err := ch.Send(abi.Message{Type: abi.MsgReady}); err != nil {
+	d.server.Watch(h.Channel.FD())
+	if err := h.Channel.Send(abi.Message{Type: abi.MsgReady}); err != nil {
 		return err
 	}
 	return d.loop()

@@ -4,55 +4,20 @@ import (
 	"fmt"
 
 	"github.com/grailos/grail/drivervms/blk/serve"
+	"github.com/grailos/grail/drivervms/program"
 	"github.com/grailos/grail/hv/abi"
-	"github.com/grailos/grail/hv/guest"
 	"github.com/grailos/grail/ring"
 )
 
-// Bounds of an attachment.
-const maxRegions = 64
-
-// mapping is the memory of one attachment.
-type mapping struct{ areas [][]byte }
-
-func (m *mapping) unmap() {
-	for _, b := range m.areas {
-		if err := guest.UnmapGrant(b); err != nil {
-			fmt.Println("blk: unmap:", err)
-		}
-	}
-	m.areas = nil
-}
-
-// add maps one piece.
-func (m *mapping) add(fd int32, offset, size uint64) ([]byte, error) {
-	b, err := guest.MapGrant(fd, offset, size, true)
-	if err == nil {
-		m.areas = append(m.areas, b)
-	}
-	return b, err
-}
-
 // mapClient maps the memory and the log of an attachment. After an error nothing stays mapped.
-func mapClient(id uint64, a *abi.Attach) (mp *mapping, c serve.Client, err error) {
-	mp = &mapping{}
+func mapClient(id uint64, a *abi.Attach) (mp *program.Mapping, c serve.Client, err error) {
+	mp = &program.Mapping{}
 	defer func() {
 		if err != nil {
-			mp.unmap()
+			mp.Unmap()
 		}
 	}()
-	if len(a.Regions) == 0 || len(a.Regions) > maxRegions {
-		return mp, c, fmt.Errorf("%d regions, the limit is %d", len(a.Regions), maxRegions)
-	}
-	var regions []ring.Region
-	for _, r := range a.Regions {
-		b, err := mp.add(r.FD, r.Offset, r.Size)
-		if err != nil {
-			return mp, c, err
-		}
-		regions = append(regions, ring.Region{Base: r.Base, Mem: b})
-	}
-	mem, err := ring.NewMemory(regions...)
+	mem, err := mp.AddRegions(a)
 	if err != nil {
 		return mp, c, err
 	}
@@ -61,7 +26,7 @@ func mapClient(id uint64, a *abi.Attach) (mp *mapping, c serve.Client, err error
 	}
 	var log []byte
 	if a.LogFD >= 0 {
-		if log, err = mp.add(a.LogFD, 0, a.LogSize); err != nil {
+		if log, err = mp.Add(a.LogFD, 0, a.LogSize); err != nil {
 			return mp, c, err
 		}
 	}

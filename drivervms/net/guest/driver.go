@@ -7,17 +7,15 @@ import (
 	"runtime"
 
 	"github.com/grailos/grail/drivervms/net/vswitch"
+	"github.com/grailos/grail/drivervms/program"
 	"github.com/grailos/grail/hv/abi"
-	"github.com/grailos/grail/hv/guest"
-	"github.com/grailos/grail/ring"
 )
 
 // driver joins the switch with the grail system calls. It runs on one goroutine.
 type driver struct {
 	sw     *vswitch.Switch
-	ch     *guest.Channel
-	status *guest.Status
-	maps   map[uint64]*mapping
+	host   *program.Host
+	maps   map[uint64]*program.Mapping
 	groups map[vswitch.MAC]*group
 	of     map[uint64]*group // by attachment
 
@@ -31,59 +29,39 @@ type driver struct {
 // collector.
 const collectEvery = 1024
 
-func newDriver(c vswitch.Config, ch *guest.Channel, status *guest.Status) *driver {
+func newDriver(c vswitch.Config, h *program.Host) *driver {
 	d := &driver{
-		sw: vswitch.New(c), ch: ch, status: status,
-		maps: map[uint64]*mapping{}, groups: map[vswitch.MAC]*group{}, of: map[uint64]*group{},
+		sw: vswitch.New(c), host: h,
+		maps: map[uint64]*program.Mapping{}, groups: map[vswitch.MAC]*group{}, of: map[uint64]*group{},
 	}
-	d.sw.Watch(ch.FD())
+	d.sw.Watch(h.Channel.FD())
 	return d
 }
 
-// loop serves for ever. Errors: the control channel is gone, waiting fails.
+// loop serves for ever; see program.Host.Loop.
 func (d *driver) loop() error {
-	for {
-		wake, err := d.sw.Wait(-1)
-		if err != nil {
-			return err
-		}
-		if wake == ring.WakeWatch {
-			m, err := d.ch.Receive()
-			if errors.Is(err, guest.ErrChannelClosed) {
-				return err
-			}
-			if err != nil {
-				fmt.Println("net:", err)
-				continue
-			}
-			if err := d.handle(m); err != nil {
-				return err
-			}
-		}
-		d.sw.Round()
+	return d.host.Loop(d.sw, d.handle, func() {
 		d.report()
 		d.collect()
-	}
+	})
 }
 
 // report writes the status page and tells of clients that broke the rules.
 func (d *driver) report() {
-	d.status.Beat()
+	d.host.Status.Beat()
 	if p, b := d.sw.Packets, d.sw.Bytes; p != d.packets {
-		d.status.Count(p-d.packets, b-d.bytes)
+		d.host.Status.Count(p-d.packets, b-d.bytes)
 		d.packets, d.bytes = p, b
 	}
 	for _, dead := range d.sw.Deaths {
-		fmt.Printf("net: port %d is no longer served: %s\n", dead.ID, dead.Reason)
+		d.host.Say("port %d is no longer served: %s", dead.ID, dead.Reason)
 		for _, g := range d.groups {
 			if g.id != dead.ID {
 				continue
 			}
 			g.dead = true
 			for id := range g.members() {
-				if err := d.ch.Send(abi.Message{Type: abi.MsgDead, ID: id, Text: dead.Reason}); err != nil {
-					fmt.Println("net:", err)
-				}
+				d.host.Dead(id, dead.Reason)
 			}
 		}
 	}
@@ -110,7 +88,7 @@ func (d *driver) handle(m abi.Message) error {
 	case abi.MsgDetach:
 		d.part(m.ID)
 		if mp := d.maps[m.ID]; mp != nil {
-			mp.unmap()
+			mp.Unmap()
 			delete(d.maps, m.ID)
 		}
 	case abi.MsgNames:
@@ -131,7 +109,7 @@ func (d *driver) handle(m abi.Message) error {
 	default:
 		return nil
 	}
-	return d.ch.Send(answer)
+	return d.host.Channel.Send(answer)
 }
 
 func (d *driver) stats(id uint64) abi.Message {
@@ -153,19 +131,13 @@ func (d *driver) stats(id uint64) abi.Message {
 }
 
 func (d *driver) inject(how string) {
-	if how != "fault" && how != "hang" {
-		return
-	}
-	fmt.Println("net: told to misbehave:", how)
-	d.sw.Step = func(p vswitch.Step) {
-		if p == vswitch.StepTaken {
-			misbehave(how)
+	d.host.Inject(how, d.sw, func(misbehave func()) {
+		d.sw.Step = func(p vswitch.Step) {
+			if p == vswitch.StepTaken {
+				misbehave()
+			}
 		}
-	}
-	// With frames in hand the damage is greatest; without any it happens here.
-	if d.sw.Round() == 0 {
-		misbehave(how)
-	}
+	})
 }
 
 func (d *driver) attach(m abi.Message) error {
@@ -185,7 +157,7 @@ func (d *driver) attach(m abi.Message) error {
 		return err
 	}
 	if err := d.join(m.ID, cfg, a.Features, queues); err != nil {
-		mp.unmap()
+		mp.Unmap()
 		return err
 	}
 	d.maps[m.ID] = mp

@@ -15,6 +15,7 @@ import (
 
 	netdriver "github.com/grailos/grail/drivervms/net"
 	"github.com/grailos/grail/drivervms/net/vswitch"
+	"github.com/grailos/grail/drivervms/program"
 	"github.com/grailos/grail/hv/abi"
 	"github.com/grailos/grail/hv/guest"
 	"github.com/grailos/grail/ring"
@@ -67,7 +68,7 @@ func newHost(t *testing.T) *host {
 	h := &host{t: t, ch: guest.NewChannel(fds[0]), status: make([]byte, 2*abi.StatusSize), done: make(chan error, 1), uplink: net[0]}
 	up := newUplink(int32(net[1]), 0)
 	up.devIO = hostIO
-	d := newDriver(vswitch.Config{Uplink: up}, guest.NewChannel(fds[1]), guest.NewStatus(h.status[:abi.StatusSize]))
+	d := newDriver(vswitch.Config{Uplink: up}, &program.Host{Name: "net", Channel: guest.NewChannel(fds[1]), Status: guest.NewStatus(h.status[:abi.StatusSize])})
 	go func() { h.done <- d.loop() }()
 	t.Cleanup(func() {
 		unix.Close(fds[0])
@@ -344,8 +345,9 @@ func sharedOf(t *testing.T, m abi.Message) []byte {
 // TestMisbehave: on request the program faults, which ends it with its last words. It runs in a process of its own.
 func TestMisbehave(t *testing.T) {
 	if os.Getenv("MISBEHAVE") == "1" {
-		defer lastWords()
-		newDriver(vswitch.Config{}, guest.NewChannel(-1), guest.NewStatus(make([]byte, 2*abi.StatusSize)[:abi.StatusSize])).inject("fault")
+		defer program.LastWords()
+		status := guest.NewStatus(make([]byte, 2*abi.StatusSize)[:abi.StatusSize])
+		newDriver(vswitch.Config{}, &program.Host{Name: "net", Channel: guest.NewChannel(-1), Status: status}).inject("fault")
 		return
 	}
 	c := exec.Command(os.Args[0], "-test.run=^TestMisbehave$")

@@ -4,59 +4,27 @@ package main
 
 import (
 	"encoding/binary"
-	"fmt"
-	"os"
-	"runtime/debug"
 
 	"github.com/grailos/grail/drivervms/net/vswitch"
+	"github.com/grailos/grail/drivervms/program"
 	"github.com/grailos/grail/hv/abi"
 	"github.com/grailos/grail/hv/guest"
 	"github.com/grailos/grail/ring"
 )
 
-func main() {
-	// As in the block driver: the data path does not allocate, and the one goroutine that there is collects what
-	// attachments and requests to the services leave behind; see driver.collect.
-	debug.SetGCPercent(-1)
-	debug.SetPanicOnFault(true)
-	defer lastWords()
-	if err := run(); err != nil {
-		fmt.Fprintln(os.Stderr, "net:", err)
-		os.Exit(1)
-	}
-}
+func main() { program.Main("net", run) }
 
-// lastWords ends a panicking program with one write of its stack.
-func lastWords() {
-	if v := recover(); v != nil {
-		fmt.Fprintf(os.Stderr, "panic: %v\n\n%s", v, debug.Stack())
-		os.Exit(2)
-	}
-}
-
-func run() error {
-	caps, err := guest.Caps()
-	if err != nil {
-		return err
-	}
-	ch, err := guest.OpenChannel()
-	if err != nil {
-		return err
-	}
-	status, err := guest.OpenStatus()
-	if err != nil {
-		return err
-	}
+func run(h *program.Host) error {
 	var up vswitch.Uplink
-	for _, c := range caps {
+	for _, c := range h.Caps {
 		if c.Kind == abi.CapPacket && c.Name == vswitch.UplinkName && c.Rights == abi.RightRead|abi.RightWrite {
 			up = newUplink(c.FD, binary.LittleEndian.Uint64(c.Config[:]))
-			fmt.Printf("net: uplink on capability %d\n", c.FD)
+			h.Say("uplink on capability %d", c.FD)
 			break
 		}
 	}
-	d := newDriver(vswitch.Config{Uplink: up, Poll: ring.PollerConfig{Poll: guest.WaitAlone}}, ch, status)
-	if err := ch.Send(abi.Message{Type: abi.MsgReady}); err != nil {
+	d := newDriver(vswitch.Config{Uplink: up, Poll: ring.PollerConfig{Poll: guest.WaitAlone}}, h)
+	if err := h.Channel.Send(abi.Message{Type: abi.MsgReady}); err != nil {
 		return err
 	}
 	return d.loop()

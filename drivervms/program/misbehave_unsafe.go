@@ -1,4 +1,4 @@
-package main
+package program
 
 import "unsafe"
 
@@ -6,8 +6,8 @@ import "unsafe"
 // take it for a nil dereference.
 var badAddress uintptr = 0xbad0
 
-// misbehave makes the program fault or hang, on request, to show that nobody else is harmed.
-func misbehave(how string) {
+// Misbehave makes the program fault or hang, on request, to show that nobody else is harmed.
+func Misbehave(how string) {
 	if how == "fault" {
 		poke(unsafe.Add(nil, badAddress))
 	}

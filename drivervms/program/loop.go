@@ -1,0 +1,64 @@
+package program
+
+import (
+	"errors"
+	"time"
+
+	"github.com/grailos/grail/hv/abi"
+	"github.com/grailos/grail/hv/guest"
+	"github.com/grailos/grail/ring"
+)
+
+// Server is what serves the clients.
+type Server interface {
+	// Wait returns when a ring has something, or the host; see ring.Poller.
+	Wait(timeout time.Duration) (ring.Wake, error)
+	// Round does what there is to do, and returns how much that was.
+	Round() int
+}
+
+// Loop serves for ever. handle does what the host asks for; after is called at the end of each round. Errors: the control channel is gone,
+// waiting fails, those of handle.
+func (h *Host) Loop(s Server, handle func(abi.Message) error, after func()) error {
+	for {
+		wake, err := s.Wait(-1)
+		if err != nil {
+			return err
+		}
+		if wake == ring.WakeWatch {
+			m, err := h.Channel.Receive()
+			if errors.Is(err, guest.ErrChannelClosed) {
+				return err
+			}
+			if err != nil {
+				h.Say("%v", err)
+				continue
+			}
+			if err := handle(m); err != nil {
+				return err
+			}
+		}
+		s.Round()
+		after()
+	}
+}
+
+// Dead tells the host that the driver no longer serves an attachment, and why.
+func (h *Host) Dead(id uint64, reason string) {
+	if err := h.Channel.Send(abi.Message{Type: abi.MsgDead, ID: id, Text: reason}); err != nil {
+		h.Say("%v", err)
+	}
+}
+
+// Inject makes the program misbehave as the host asks. arm has it do so with requests in hand, where the damage is greatest; where a
+// round has none, it happens here.
+func (h *Host) Inject(how string, s Server, arm func(misbehave func())) {
+	if how != "fault" && how != "hang" {
+		return
+	}
+	h.Say("told to misbehave: %s", how)
+	arm(func() { Misbehave(how) })
+	if s.Round() == 0 {
+		Misbehave(how)
+	}
+}
