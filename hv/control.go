@@ -152,6 +152,25 @@ func Listen(path string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
+// Serve accepts connections on fd, a listening SOCK_SEQPACKET socket, and calls handle for each on a goroutine of its own, for as long as fd
+// is open. The connection is closed when handle returns. Who may connect is decided by who may reach the socket's path.
+func Serve(fd int, handle func(*Conn)) {
+	for {
+		c, _, err := unix.Accept4(fd, unix.SOCK_CLOEXEC)
+		if err == unix.EINTR || err == unix.ECONNABORTED {
+			continue
+		}
+		if err != nil {
+			return
+		}
+		go func() {
+			conn := NewConn(c)
+			defer conn.Close()
+			handle(conn)
+		}()
+	}
+}
+
 // Shutdown makes a Receive that another goroutine waits in return ErrClosed, and the peer see the end of the
 // connection. Close must still be called, after that Receive.
 func (c *Conn) Shutdown() error { return unix.Shutdown(c.fd, unix.SHUT_RDWR) }

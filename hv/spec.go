@@ -72,9 +72,8 @@ type Foreign struct {
 
 // ForeignDisk is a disk of a driver VM, reached through the vhost-user socket of its portal.
 type ForeignDisk struct {
-	ID       string `json:"id"` // of the disk, which is its serial number in the guest
-	Socket   string `json:"socket"`
-	ReadOnly bool   `json:"readonly,omitempty"`
+	ID     string `json:"id"` // of the disk, which is its serial number in the guest
+	Socket string `json:"socket"`
 }
 
 // ForeignNIC is a port of a net driver VM, reached through the vhost-user socket of its portal.

@@ -11,26 +11,8 @@ import (
 	"github.com/grailos/grail/hv/abi"
 )
 
-// serveControl accepts control connections for as long as the VM lives. Who may connect was decided by who may
-// reach the socket's path.
-func (v *vm) serveControl() {
-	if v.spec.Control < 0 {
-		return
-	}
-	for {
-		fd, _, err := unix.Accept4(v.spec.Control, unix.SOCK_CLOEXEC)
-		if err == unix.EINTR || err == unix.ECONNABORTED {
-			continue
-		}
-		if err != nil {
-			return
-		}
-		go v.serveConn(hv.NewConn(fd))
-	}
-}
-
+// serveConn answers the requests of one connection.
 func (v *vm) serveConn(c *hv.Conn) {
-	defer c.Close()
 	for {
 		var req hv.Request
 		fds, err := c.Receive(&req)

@@ -78,7 +78,9 @@ func (v *vm) run() sys.End {
 	if v.spec.Kind == hv.Personality {
 		v.setReady()
 	}
-	go v.serveControl()
+	if v.spec.Control >= 0 {
+		go hv.Serve(v.spec.Control, v.serveConn)
+	}
 	return v.engine.Run()
 }
 

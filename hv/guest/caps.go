@@ -6,6 +6,7 @@ import (
 	"syscall"
 
 	"github.com/grailos/grail/hv/abi"
+	"github.com/grailos/grail/ring"
 )
 
 // ErrOutside reports that the program runs as an ordinary process and not inside a Grail VM, where alone it
@@ -44,4 +45,15 @@ func find(caps []abi.Cap, kind abi.CapKind, name string) (abi.Cap, bool) {
 		}
 	}
 	return abi.Cap{}, false
+}
+
+// bells returns the doorbells of one kind that belong to the disk or port of a name, by the number of their queue.
+func bells(caps []abi.Cap, kind abi.CapKind, name string) map[int]ring.Doorbell {
+	m := map[int]ring.Doorbell{}
+	for _, c := range caps {
+		if c.Kind == kind && c.Name == name {
+			m[int(c.Index)] = ring.DoorbellOf(int(c.FD))
+		}
+	}
+	return m
 }

@@ -60,16 +60,7 @@ func OpenDisk(name string) (*Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	bells := func(kind abi.CapKind) map[int]ring.Doorbell {
-		m := map[int]ring.Doorbell{}
-		for _, c := range caps {
-			if c.Kind == kind && c.Name == g.Name {
-				m[int(c.Index)] = ring.DoorbellOf(int(c.FD))
-			}
-		}
-		return m
-	}
-	d, err := NewDisk(name, mem, &g.Config, g.Rights&abi.RightWrite == 0, bells(abi.CapKick), bells(abi.CapCall))
+	d, err := NewDisk(name, mem, &g.Config, g.Rights&abi.RightWrite == 0, bells(caps, abi.CapKick, g.Name), bells(caps, abi.CapCall, g.Name))
 	if err != nil {
 		return nil, err
 	}

@@ -36,7 +36,7 @@ func OpenNIC(name string) (*NIC, error) {
 	}
 	g, ok := find(caps, abi.CapNet, name)
 	if !ok {
-		return nil, fmt.Errorf("guest: no network port %q: give this VM one with grailctl run --net DRIVER", name)
+		return nil, fmt.Errorf("guest: this VM has no network port %q", name)
 	}
 	if n := openedNICs[g.Name]; n != nil {
 		return n, nil
@@ -45,16 +45,7 @@ func OpenNIC(name string) (*NIC, error) {
 	if err != nil {
 		return nil, err
 	}
-	bells := func(kind abi.CapKind) map[int]ring.Doorbell {
-		m := map[int]ring.Doorbell{}
-		for _, c := range caps {
-			if c.Kind == kind && c.Name == g.Name {
-				m[int(c.Index)] = ring.DoorbellOf(int(c.FD))
-			}
-		}
-		return m
-	}
-	n, err := NewNIC(g.Name, mem, &g.Config, bells(abi.CapKick), bells(abi.CapCall))
+	n, err := NewNIC(g.Name, mem, &g.Config, bells(caps, abi.CapKick, g.Name), bells(caps, abi.CapCall, g.Name))
 	if err != nil {
 		return nil, err
 	}

@@ -133,7 +133,7 @@ func (d *Daemon) linuxMachine(cfg api.VMConfig, generation int) (*machine, error
 		if slices.ContainsFunc(f.Disks, func(k hv.ForeignDisk) bool { return k.ID == ref.Disk }) {
 			return nil, api.Errorf(api.Invalid, "two disks of the VM have the ID %s, by which it finds them; give one of them another", ref.Disk)
 		}
-		f.Disks = append(f.Disks, hv.ForeignDisk{ID: ref.Disk, Socket: d.portalSocket(ref.Driver, ref.Disk), ReadOnly: dev.ReadOnly})
+		f.Disks = append(f.Disks, hv.ForeignDisk{ID: ref.Disk, Socket: d.portalSocket(ref.Driver, ref.Disk)})
 	}
 	for _, ref := range cfg.Nets {
 		dr, err := d.driver(ref.Driver)

@@ -4,31 +4,24 @@ package linuximage
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"github.com/grailos/grail/images/busybox"
-	"github.com/grailos/grail/images/initramfs"
 	"github.com/grailos/grail/images/kernel"
 	"github.com/grailos/grail/mgmt/api"
 	"github.com/grailos/grail/mgmt/place"
 	"github.com/grailos/grail/personalities/linux/agent"
+	"github.com/grailos/grail/personalities/linux/agent/pack"
 )
 
 // Boot is what a VM boots from: paths.
 type Boot struct {
 	Kernel  string
 	Initrds []string
-}
-
-// modules are what a guest may need of its kernel. Kernels that have one built in, or do not know it, are as good.
-var modules = []string{
-	"virtio_pci", "virtio_mmio", "virtio_console", "virtio_blk", "virtio_net", "virtio_rng", "virtio_balloon",
-	"pvpanic", "pvpanic_pci", "failover", "net_failover",
-	"ext4", "erofs", "squashfs", "overlay", "crc32c_generic", "crc32c_intel", "loop",
 }
 
 func kernelDir(dir, arch string) string { return filepath.Join(dir, "kernel", arch) }
@@ -100,8 +93,7 @@ func Ensure(ctx context.Context, dir, arch string) (Boot, error) {
 		return Boot{}, err
 	}
 	t := busybox.Tree(box)
-	t.File("/init", program, 0o755)
-	if err := addModules(t, k); err != nil {
+	if err := pack.Add(t, k, program); err != nil {
 		return Boot{}, err
 	}
 	out := initrd(dir, arch, k.Version, build)
@@ -111,40 +103,18 @@ func Ensure(ctx context.Context, dir, arch string) (Boot, error) {
 	return Open(dir, arch)
 }
 
-func addModules(t *initramfs.Tree, k *kernel.Kernel) error {
-	var have []string
-	for _, m := range modules {
-		if k.Has(m) {
-			have = append(have, m)
-		}
-	}
-	list, err := k.Modules(have...)
-	if err != nil {
-		return err
-	}
-	var paths strings.Builder
-	for _, m := range list {
-		p := "/lib/modules/" + m.Name + ".ko"
-		t.Data(p, m.Data, 0o644)
-		fmt.Fprintln(&paths, p)
-	}
-	t.Data(agent.ModulesPath, []byte(paths.String()), 0o644)
-	return nil
-}
-
 // Config writes what a VM's agent is told, as a further initial file system at path, and returns path.
 func Config(path string, c *agent.Config) (string, error) {
-	if err := c.Check(); err != nil {
+	r, err := pack.Config(c)
+	if err != nil {
 		return "", err
 	}
-	b, err := json.Marshal(c)
+	b, err := io.ReadAll(r)
 	if err != nil {
 		return "", err
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return "", err
 	}
-	var t initramfs.Tree
-	t.Data(agent.ConfigPath, b, 0o644)
-	return path, t.Write(path)
+	return path, os.WriteFile(path, b, 0o600)
 }

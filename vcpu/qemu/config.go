@@ -149,8 +149,7 @@ type Stream struct {
 
 // Jail says how QEMU is confined. The zero value is the strictest.
 type Jail struct {
-	// Launcher is the program that sets up the jail and becomes QEMU: grailqemu, or another that calls JailMain. "": the
-	// running program.
+	// Launcher is the program that sets up the jail and becomes QEMU: one that calls JailMain. "": the running program.
 	Launcher string
 	// UID and GID are what QEMU runs as, if the caller is root. 0: 65534, nobody. Give each VM its own. If the
 	// caller is not root, QEMU runs as the caller.

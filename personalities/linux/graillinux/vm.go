@@ -70,7 +70,7 @@ func (v *vm) run() hv.Report {
 	v.mu.Lock()
 	v.machine = m
 	v.mu.Unlock()
-	go v.serveControl()
+	go hv.Serve(v.spec.Control, v.serveConn)
 	go v.serial.run(out)
 
 	gone := m.Done()

@@ -12,14 +12,14 @@ import (
 	"github.com/grailos/grail/personalities/linux/agent"
 )
 
-// modules are what a guest needs of its kernel: devices on either bus, the network, file systems. The buses come first, as the agent waits for
+// modules are what a guest needs of its kernel: devices on either bus, the network, the news of a panic, file systems. The buses come first, as the agent waits for
 // a device of theirs. What a kernel does not know is left out, except for what no guest can do without.
 var modules = []struct {
 	name     string
 	required bool
 }{
 	{"virtio_pci", false}, {"virtio_mmio", false}, {"virtio_console", true}, {"virtio_blk", true}, {"virtio_net", true},
-	{"virtio_rng", false}, {"ext4", true}, {"erofs", false}, {"squashfs", false}, {"overlay", false}, {"af_packet", false}, {"ipv6", false},
+	{"virtio_rng", false}, {"pvpanic", false}, {"pvpanic_pci", false}, {"ext4", true}, {"erofs", false}, {"squashfs", false}, {"overlay", false}, {"af_packet", false}, {"ipv6", false},
 }
 
 // Add adds to t what a guest with the kernel starts with: its modules, and the agent (built from agent/init) at the host path
