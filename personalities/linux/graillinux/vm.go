@@ -22,6 +22,7 @@ import (
 const (
 	bootLimit     = 5 * time.Minute  // until the agent answers; translated guests on a busy host are slow
 	shutdownLimit = 30 * time.Second // for the guest to end in good order once its program has
+	goneLimit     = 5 * time.Second  // for the machine to say how it ended, once its agent is gone
 )
 
 // vm is the one VM that this process runs.
@@ -203,7 +204,12 @@ func (v *vm) finish(gone <-chan struct{}) {
 	v.mu.Unlock()
 	ctx, cancel := context.WithTimeout(v.ctx, shutdownLimit)
 	defer cancel()
-	if a != nil && a.Shutdown(ctx, agent.Shutdown{Mode: agent.PowerOff}) == nil {
+	if a != nil {
+		if a.Shutdown(ctx, agent.Shutdown{Mode: agent.PowerOff}) != nil {
+			// A guest that reset itself or panicked takes its agent along; the machine's own word on that comes after.
+			ctx, cancel = context.WithTimeout(ctx, goneLimit)
+			defer cancel()
+		}
 		select {
 		case <-gone:
 			return
