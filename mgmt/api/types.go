@@ -67,7 +67,7 @@ type VMConfig struct {
 	Remove      bool      `json:"remove,omitempty"` // forget the VM when it has ended
 	Arch        string    `json:"arch,omitempty"`   // personality linux: amd64 or arm64; empty: the host's
 	TTY         bool      `json:"tty,omitempty"`    // personality linux: Program gets a terminal
-	Nets        []NetRef  `json:"nets,omitempty"`   // personality linux: network cards
+	Nets        []NetRef  `json:"nets,omitempty"`   // ports that it is plugged into
 	Root        *DiskRef  `json:"root,omitempty"`   // personality linux: the disk with its system; nil: the default system, in memory
 }
 

@@ -75,7 +75,7 @@ func (d *Daemon) adopt() error {
 		known[string(roleDriver)+rec.Config.Name] = true
 		dr := d.newDriver(rec)
 		for _, c := range clients[rec.Config.Name] {
-			dr.clients[c.att.ID] = c
+			dr.own(c)
 		}
 		d.drivers[rec.Config.Name] = dr
 		newest := 0

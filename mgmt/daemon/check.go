@@ -24,6 +24,9 @@ const (
 // maxDisks bounds the disks of a VM, and of a driver.
 const maxDisks = 16
 
+// maxNets bounds the network ports of a VM.
+const maxNets = 8
+
 var nameForm = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]*$`)
 
 func checkName(what, name string, most int) error {
@@ -77,6 +80,16 @@ func checkVM(c *api.VMConfig) error {
 			return api.Errorf(api.Invalid, "disk %s/%s is given twice", r.Driver, r.Disk)
 		}
 		seen[r] = true
+	}
+	if len(c.Nets) > maxNets {
+		return api.Errorf(api.Invalid, "%d network ports are too many; a VM can have %d", len(c.Nets), maxNets)
+	}
+	plugged := map[api.NetRef]bool{}
+	for _, r := range c.Nets {
+		if plugged[r] {
+			return api.Errorf(api.Invalid, "port %s/%s is given twice", r.Driver, r.Port)
+		}
+		plugged[r] = true
 	}
 	for _, kv := range c.Env {
 		if name, _, ok := strings.Cut(kv, "="); !ok || name == "" || strings.ContainsRune(kv, 0) {

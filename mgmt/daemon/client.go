@@ -111,6 +111,21 @@ func rawFD(f *os.File) int {
 	return n
 }
 
+// leaving reports whether the client is being detached for good.
+func (c *client) leaving() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.gone
+}
+
+// what names the kind of the client's device, for messages.
+func (c *client) what() string {
+	if c.net {
+		return "port"
+	}
+	return "disk"
+}
+
 // pending reports whether a ring of the client has requests that are not completed. Both indices are written by others
 // and only compared. The memory is read and not mapped, so that a client which shrinks it harms nobody.
 func (c *client) pending() bool {

@@ -158,6 +158,15 @@ func (d *Daemon) CreateVM(cfg api.VMConfig, durable bool) error {
 			return api.Errorf(api.Invalid, "disk %s/%s is read-only; use --disk %s/%s:ro", ref.Driver, ref.Disk, ref.Driver, ref.Disk)
 		}
 	}
+	for _, ref := range cfg.Nets {
+		dr, err := d.driver(ref.Driver)
+		if err != nil {
+			return err
+		}
+		if _, err := dr.portOf(ref.Port); err != nil {
+			return err
+		}
+	}
 	rec := &store.VM{Config: cfg, State: api.Created, Created: time.Now()}
 	d.mu.Lock()
 	if err := d.taken(cfg.Name); err != nil {
@@ -421,9 +430,12 @@ func (d *Daemon) RemoveDriver(name string, force bool) error {
 	}
 	dr.kill()
 	dr.close()
-	for _, k := range dr.rec.Config.Disks {
-		if dr.rec.Config.Socket {
+	if dr.rec.Config.Socket {
+		for _, k := range dr.rec.Config.Disks {
 			_ = os.Remove(d.portalSocket(name, k.ID))
+		}
+		for _, p := range dr.rec.Config.Ports {
+			_ = os.Remove(d.portalSocket(name, p.Name))
 		}
 	}
 	d.mu.Lock()

@@ -107,7 +107,7 @@ func (dr *driver) device(id string) (blk.Device, error) {
 // its files are the caller's either way.
 func (dr *driver) attach(ctx context.Context, c *client) error {
 	dr.mu.Lock()
-	dr.clients[c.att.ID] = c
+	dr.own(c)
 	dr.mu.Unlock()
 	for {
 		var inst *driverInstance
@@ -141,10 +141,18 @@ func (dr *driver) attach(ctx context.Context, c *client) error {
 	}
 }
 
+// own counts c among the clients. The caller holds dr.mu.
+func (dr *driver) own(c *client) {
+	c.net = dr.rec.Config.Type == typeNet
+	dr.clients[c.att.ID] = c
+}
+
+// forget is the opposite of own, and tells those who wait for that.
 func (dr *driver) forget(c *client) {
 	dr.mu.Lock()
 	defer dr.mu.Unlock()
 	delete(dr.clients, c.att.ID)
+	dr.set(dr.state, dr.message)
 }
 
 // detach ends the service for a client and forgets it, also while it is being attached. Its files stay the caller's.
@@ -154,8 +162,8 @@ func (dr *driver) detach(c *client) {
 	c.mu.Unlock()
 	c.attaching.Lock()
 	defer c.attaching.Unlock()
+	defer dr.forget(c)
 	dr.mu.Lock()
-	delete(dr.clients, c.att.ID)
 	inst := dr.inst
 	dr.mu.Unlock()
 	c.mu.Lock()

@@ -21,11 +21,19 @@ import (
 
 // machine is a run of a personality VM that is about to start.
 type machine struct {
-	launch  *hv.Launch
-	notes   []string
-	clients []*client // the client's ends of its disks, if it is native
-	drivers []*driver // of the clients
-	files   []*os.File
+	launch *hv.Launch
+	notes  []string
+	grants []*grant // its disks and ports, if it is native
+	files  []*os.File
+}
+
+// clients returns the client's ends of its disks and ports.
+func (m *machine) clients() []*client {
+	var list []*client
+	for _, k := range m.grants {
+		list = append(list, k.client)
+	}
+	return list
 }
 
 // close gives up what was only needed for the start.
@@ -55,8 +63,7 @@ func (d *Daemon) nativeMachine(cfg api.VMConfig, files map[api.Role]*os.File) (*
 	if why != "" {
 		m.notes = append(m.notes, why)
 	}
-	disks, drivers, err := d.disksFor(cfg)
-	if err != nil {
+	if m.grants, err = d.grantsFor(cfg); err != nil {
 		m.close()
 		return nil, err
 	}
@@ -69,12 +76,38 @@ func (d *Daemon) nativeMachine(cfg api.VMConfig, files map[api.Role]*os.File) (*
 	l.Spec.Env = native.Env(cfg.Env...)
 	l.Spec.Dir = cfg.Dir
 	l.Spec.MemoryBytes = cfg.MemoryBytes
-	for _, k := range disks {
-		m.clients = append(m.clients, k.client)
+	for _, k := range m.grants {
 		k.addTo(l)
 	}
-	m.drivers = drivers
 	return m, nil
+}
+
+// grantsFor makes a native VM's ends of its disks and ports.
+func (d *Daemon) grantsFor(cfg api.VMConfig) (grants []*grant, err error) {
+	defer func() {
+		if err != nil {
+			for _, k := range grants {
+				k.client.close()
+			}
+		}
+	}()
+	names := capNames(cfg.Disks, func(r api.DiskRef) (driver, disk string) { return r.Driver, r.Disk })
+	for i, ref := range cfg.Disks {
+		k, err := d.diskGrant(cfg.Name, ref, names[i])
+		if err != nil {
+			return grants, err
+		}
+		grants = append(grants, k)
+	}
+	names = capNames(cfg.Nets, func(r api.NetRef) (driver, port string) { return r.Driver, r.Port })
+	for i, ref := range cfg.Nets {
+		k, err := d.portGrant(cfg.Name, ref, names[i])
+		if err != nil {
+			return grants, err
+		}
+		grants = append(grants, k)
+	}
+	return grants, nil
 }
 
 // linuxMachine prepares a Linux VM. Its disks are reached through the vhost-user sockets of their drivers: QEMU is a client of the
@@ -141,6 +174,9 @@ func (d *Daemon) linuxMachine(cfg api.VMConfig, generation int) (*machine, error
 			return nil, err
 		}
 		p, err := dr.portOf(ref.Port)
+		if err == nil {
+			err = dr.checkPort(p.Name)
+		}
 		if err != nil {
 			return nil, err
 		}

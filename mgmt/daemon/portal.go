@@ -307,7 +307,6 @@ func (p *portal) take(id uint64) {
 		p.refuse(id, err)
 		return
 	}
-	c.net = p.dr.rec.Config.Type == typeNet
 	c.refuse = func(why error) { p.refuse(id, why) }
 	p.known[id] = c
 	go func() {

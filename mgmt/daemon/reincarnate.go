@@ -248,7 +248,7 @@ func (dr *driver) bringUp(inst *driverInstance, rec *recovery) error {
 	tried := map[*client]bool{}
 	for {
 		dr.mu.Lock()
-		todo := slices.DeleteFunc(dr.clientList(), func(c *client) bool { return tried[c] })
+		todo := slices.DeleteFunc(dr.clientList(), func(c *client) bool { return tried[c] || c.leaving() })
 		if len(todo) == 0 {
 			if rec != nil {
 				rec.crash.Attached = time.Now()
@@ -266,6 +266,7 @@ func (dr *driver) bringUp(inst *driverInstance, rec *recovery) error {
 				// Both sides look again: either may have missed the other's last doorbell.
 				c.call()
 				c.kick()
+			case errors.Is(err, errLeft):
 			case inst.gone() || errors.Is(err, hv.ErrClosed):
 				inst.awaitEnd()
 				return errEnded

@@ -62,7 +62,7 @@ func (v *vm) start(ctx context.Context, files map[api.Role]*os.File) (err error)
 	if err != nil {
 		return err
 	}
-	l, notes, clients, drivers := m.launch, m.notes, m.clients, m.drivers
+	l, notes, clients := m.launch, m.notes, m.clients()
 	l.Spec.Stdin = l.Add(files[api.RoleStdin])
 	l.Spec.Stdout = l.Add(files[api.RoleStdout])
 	l.Spec.Stderr = l.Add(files[api.RoleStderr])
@@ -109,7 +109,7 @@ func (v *vm) start(ctx context.Context, files map[api.Role]*os.File) (err error)
 
 	for i, c := range clients {
 		ctx, cancel := context.WithTimeout(ctx, attachTimeout)
-		aerr := drivers[i].attach(ctx, c)
+		aerr := m.grants[i].driver.attach(ctx, c)
 		cancel()
 		if errors.Is(aerr, errLeft) {
 			break // the VM has ended already; its report says how
@@ -118,38 +118,10 @@ func (v *vm) start(ctx context.Context, files map[api.Role]*os.File) (err error)
 			v.d.log.Error("start", "vm", cfg.Name, "error", aerr)
 			_ = inst.proc.Kill()
 			<-v.ended()
-			return fmt.Errorf("VM %s: disk %s: %w", cfg.Name, c.att.Disk, aerr)
+			return fmt.Errorf("VM %s: %s %s: %w", cfg.Name, c.what(), c.att.Disk, aerr)
 		}
 	}
 	return nil
-}
-
-// disksFor makes the client's ends of a VM's disks and names the drivers that serve them.
-func (d *Daemon) disksFor(cfg api.VMConfig) (disks []*disk, drivers []*driver, err error) {
-	defer func() {
-		if err != nil {
-			for _, k := range disks {
-				k.client.close()
-			}
-		}
-	}()
-	names := capNames(cfg.Disks)
-	for i, ref := range cfg.Disks {
-		dr, err := d.driver(ref.Driver)
-		if err != nil {
-			return disks, nil, err
-		}
-		dev, err := dr.device(ref.Disk)
-		if err != nil {
-			return disks, nil, err
-		}
-		k, err := d.newDisk(cfg.Name, ref, dev, names[i])
-		if err != nil {
-			return disks, nil, err
-		}
-		disks, drivers = append(disks, k), append(drivers, dr)
-	}
-	return disks, drivers, nil
 }
 
 // fenceIn puts the VM's process into a cgroup and returns it, or says what is not enforced and why.

@@ -34,6 +34,7 @@ var programs = sync.OnceValues(func() (string, error) {
 		"guests/arm64/grail-init": "personalities/linux/agent/init",
 		"drivers/blk":             "drivervms/blk/guest",
 		"drivers/net":             "drivervms/net/guest", "verify": "personalities/native/examples/verify", "guest": "mgmt/e2e/testdata/guest",
+		"netcheck": "personalities/native/examples/netcheck",
 	} {
 		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, out), "github.com/grailos/grail/"+pkg)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")

@@ -98,6 +98,7 @@ func (c *cli) showVM(v api.VM) {
 		field(w, "cpu cap", capOf(v.CPU))
 	}
 	field(w, "disks", disksOf(v.Disks))
+	field(w, "ports", portsOf(v.Nets))
 	if v.PID > 0 {
 		field(w, "pid", fmt.Sprint(v.PID))
 	}

@@ -37,7 +37,7 @@ func (f *vmFlags) add(cmd *cobra.Command) {
 	fl.Float64Var(&f.cpu, "cpu", 0, "cap on processor use in cores, for instance 0.5 (default: none)")
 	fl.StringVar(&f.memory, "memory", "256M", "guest memory: a multiple of 2M, at least 16M; 128M for a Linux VM")
 	fl.StringArrayVar(&f.disks, "disk", nil, "give the VM a disk of a driver VM: DRIVER/DISK, or DRIVER/DISK:ro to only read it (repeatable)")
-	fl.StringArrayVar(&f.nets, "net", nil, "plug a Linux VM into a port of a net driver: DRIVER/PORT (repeatable)")
+	fl.StringArrayVar(&f.nets, "net", nil, "plug the VM into a port of a net driver: DRIVER/PORT (repeatable)")
 	fl.StringVar(&f.root, "root", "", "the disk with the system of a Linux VM: DRIVER/DISK, or DRIVER/DISK:ro for changes in memory only (default: busybox, in memory)")
 	fl.StringVar(&f.files, "files", "", "directory whose content becomes the guest's read-only file system")
 	fl.StringVarP(&f.dir, "workdir", "w", "", "directory of the guest's file system in which the program starts (default: /)")
@@ -70,21 +70,11 @@ func (f *vmFlags) config(args []string) (api.VMConfig, *os.File, error) {
 		if f.arch != "" {
 			return cfg, nil, errors.New("--arch is for Linux VMs; a native program has the host's architecture")
 		}
-		if len(f.nets) > 0 {
-			return cfg, nil, errors.New("--net is for Linux VMs; native VMs have no network yet")
-		}
 		if f.root != "" {
 			return cfg, nil, errors.New("--root is for Linux VMs; a native program gets its files by --files")
 		}
 	case api.Linux:
 		cfg.Arch = f.arch
-		for _, s := range f.nets {
-			driver, port, ok := strings.Cut(s, "/")
-			if !ok || driver == "" || port == "" {
-				return cfg, nil, fmt.Errorf("--net %q is not of the form DRIVER/PORT; grailctl driver ls lists what there is", s)
-			}
-			cfg.Nets = append(cfg.Nets, api.NetRef{Driver: driver, Port: port})
-		}
 		if f.root != "" {
 			ref, err := parseDiskRef("--root", f.root)
 			if err != nil {
@@ -118,6 +108,13 @@ func (f *vmFlags) config(args []string) (api.VMConfig, *os.File, error) {
 			return cfg, nil, err
 		}
 		cfg.Disks = append(cfg.Disks, ref)
+	}
+	for _, s := range f.nets {
+		driver, port, ok := strings.Cut(s, "/")
+		if !ok || driver == "" || port == "" {
+			return cfg, nil, fmt.Errorf("--net %q is not of the form DRIVER/PORT; grailctl driver ls lists what there is", s)
+		}
+		cfg.Nets = append(cfg.Nets, api.NetRef{Driver: driver, Port: port})
 	}
 	for _, s := range f.env {
 		name, _, ok := strings.Cut(s, "=")

@@ -35,6 +35,7 @@ system, and the VM ends when it has ended; without PROGRAM, when it is stopped.`
   grailctl run --rm --memory 64M -- busybox sha256sum < file
   grailctl run --files ./site --env PORT=80 -- ./server
   grailctl run --disk blk0/data:ro -- ./fshash data
+  grailctl run --net net0/web -- ./netcheck serve
   grailctl run --personality linux -- uname -a
   grailctl run --personality linux -t -- sh`,
 		Args: f.program,

@@ -153,6 +153,14 @@ func disksOf(refs []api.DiskRef) string {
 	return strings.Join(s, ",")
 }
 
+func portsOf(refs []api.NetRef) string {
+	var s []string
+	for _, r := range refs {
+		s = append(s, r.Driver+"/"+r.Port)
+	}
+	return strings.Join(s, ",")
+}
+
 func since(v api.VM) string {
 	switch {
 	case v.State.Live():

@@ -1,0 +1,81 @@
+// Command netcheck is a native personality with a network port: it answers, or asks others. It shows how to use the small packet API of
+// hv/guest, and it is what runs while net driver VMs are crashed.
+//
+//	netcheck serve                        answer ARP, ping, and UDP on port 7 (echo)
+//	netcheck ping HOST                    send ICMP echo requests
+//	netcheck echo -time 10s HOST          send UDP datagrams to port 7, each until it comes back, and compare
+//
+// HOST is an address, or a name that the port's name server knows. The exit code is 1 when HOST never answered, or answered something else.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/grailos/grail/hv/guest"
+)
+
+func main() {
+	port := flag.String("port", "", "network port to use; empty for the first one")
+	flag.Usage = func() {
+		fmt.Fprintln(flag.CommandLine.Output(), "usage: netcheck [-port NAME] serve | ping [-count N] HOST | echo [-time D] [-size BYTES] HOST")
+		flag.PrintDefaults()
+	}
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, *port, flag.Args()); err != nil {
+		fmt.Fprintln(os.Stderr, "netcheck:", err)
+		os.Exit(1)
+	}
+}
+
+var errUsage = errors.New("say what to do: serve, ping HOST or echo HOST")
+
+func run(ctx context.Context, port string, args []string) error {
+	if len(args) == 0 {
+		return errUsage
+	}
+	fl := flag.NewFlagSet(args[0], flag.ExitOnError)
+	count := fl.Int("count", 3, "ping: requests")
+	limit := fl.Duration("time", time.Second, "echo: how long")
+	size := fl.Int("size", 1000, "echo: bytes of each datagram, 8 to 1472")
+	if err := fl.Parse(args[1:]); err != nil {
+		return err
+	}
+	nic, err := guest.OpenNIC(port)
+	if err != nil {
+		return err
+	}
+	if !nic.Addr().IsValid() {
+		return fmt.Errorf("port %s has no IPv4 address", nic.Name())
+	}
+	h := newHost(nic.Pairs()[0], nic.MAC(), nic.Addr(), nic.Gateway())
+	if args[0] == "serve" && fl.NArg() == 0 {
+		fmt.Printf("%s serves on %s\n", nic.Name(), nic.Addr().Addr())
+		return h.serve(ctx)
+	}
+	if fl.NArg() != 1 || *size < 8 || *size > 1472 {
+		return errUsage
+	}
+	addr, err := netip.ParseAddr(fl.Arg(0))
+	if err != nil {
+		if addr, err = h.lookUp(ctx, nic.DNS(), fl.Arg(0)); err != nil {
+			return err
+		}
+	}
+	switch args[0] {
+	case "ping":
+		return h.pingAll(ctx, addr, *count)
+	case "echo":
+		return h.echoFor(ctx, addr, *limit, *size)
+	}
+	return errUsage
+}
