@@ -33,9 +33,14 @@ type PollerConfig struct {
 	MaxSpin time.Duration
 	// Poll, if not nil, waits in place of ppoll(2), as that does, at most timeout (negative: for ever), and
 	// drains the doorbells that it reports: inside a Grail guest, where each system call is an exit from
-	// the VM, that halves their number.
+	// the VM, that halves their number. Before it waits it rings the doorbells whose entries have PollRing
+	// among their events.
 	Poll func(fds []unix.PollFd, timeout time.Duration) (n int, err error)
 }
+
+// PollRing among the events of an entry of PollerConfig.Poll: the doorbell is to be rung, and not waited for. Linux has no
+// event of that value.
+const PollRing = 0x4000
 
 // PollerStats counts what a Poller did, so that spinning can be charged to somebody.
 type PollerStats struct {
@@ -80,6 +85,7 @@ type Poller struct {
 	start            time.Time     // origin of now
 	sources          []Source
 	rung             []bool        // by source: the doorbell has rung since it was last drained
+	bells            []Doorbell    // to be rung
 	fds              []unix.PollFd // one a source, then one a watched descriptor
 	lastWatch        time.Duration
 	stats            PollerStats
@@ -147,6 +153,25 @@ func (p *Poller) Unwatch(fd int) {
 	}
 }
 
+// Ring rings bell, at the latest when Wait starts to spin or returns. Where PollerConfig.Poll is there, a Wait that sleeps rings with the
+// same call: one exit less. The bell must stay open until then; see Flush. An error shows in PollerStats.DeadBells alone.
+func (p *Poller) Ring(bell Doorbell) {
+	p.bells = append(p.bells, bell)
+	if !p.drains {
+		p.Flush()
+	}
+}
+
+// Flush rings now what Ring was given.
+func (p *Poller) Flush() {
+	for _, b := range p.bells {
+		if b.Ring() != nil {
+			p.stats.DeadBells++
+		}
+	}
+	p.bells = p.bells[:0]
+}
+
 // Stats returns the counts since NewPoller.
 func (p *Poller) Stats() PollerStats {
 	s := p.stats
@@ -158,6 +183,7 @@ func (p *Poller) Stats() PollerStats {
 // a negative timeout never passes, a zero one only looks. It does not allocate. Errors: poll's, wrapped.
 func (p *Poller) Wait(timeout time.Duration) (Wake, error) {
 	if p.pending() {
+		p.Flush()
 		p.stats.Ready++
 		return p.busyWatch()
 	}
@@ -221,6 +247,7 @@ func (p *Poller) spin(begin, timeout time.Duration) (spun time.Duration, found b
 	if budget <= 0 || len(p.sources) == 0 {
 		return 0, false
 	}
+	p.Flush()
 	last := begin
 	for !found && last-begin < budget {
 		for range clockEvery {
@@ -261,6 +288,7 @@ func (p *Poller) sleep(begin, timeout time.Duration) (Wake, error) {
 		p.stats.Sleeps++
 		wake, err = p.poll(begin, timeout)
 	}
+	p.Flush()
 	for _, s := range p.sources {
 		s.Disarm()
 	}
@@ -274,7 +302,7 @@ func (p *Poller) poll(begin, timeout time.Duration) (Wake, error) {
 		if timeout >= 0 {
 			left = max(timeout-(p.now()-begin), 0)
 		}
-		n, err := p.wait(p.fds, left)
+		n, err := p.wait(p.withBells(), left)
 		switch {
 		case err == unix.EINTR:
 			continue
@@ -288,6 +316,19 @@ func (p *Poller) poll(begin, timeout time.Duration) (Wake, error) {
 			return wake, nil
 		}
 	}
+}
+
+// withBells returns what to poll, with the bells to be rung at the end; collect does not look at these.
+func (p *Poller) withBells() []unix.PollFd {
+	fds := p.fds
+	for _, b := range p.bells {
+		if b.fd >= 0 {
+			fds = append(fds, unix.PollFd{Fd: int32(b.fd), Events: PollRing})
+		}
+	}
+	p.bells = p.bells[:0]
+	p.fds = fds[:len(p.fds)] // keeps what append has grown
+	return fds
 }
 
 // ppoll is poll(2) with a timeout as PollerConfig.Poll has it.

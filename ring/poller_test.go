@@ -1,6 +1,8 @@
 package ring_test
 
 import (
+	"runtime"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -181,6 +183,86 @@ func TestPollerDeadBell(t *testing.T) {
 	}
 	none.work.Store(true)
 	wait(t, p, -1, ring.WakeWork)
+}
+
+// TestPollerRing: bells go with the wait where that can take them, and at once everywhere else. None is lost, none rung twice.
+func TestPollerRing(t *testing.T) {
+	var asked []unix.PollFd
+	fails := unix.EINTR
+	poll := func(fds []unix.PollFd, timeout time.Duration) (int, error) {
+		if fails != 0 {
+			// The rings are done when a wait is interrupted, as they are in abi.SysWait.
+			asked = append(asked, fds...)
+			err := fails
+			fails = 0
+			return 0, err
+		}
+		asked = append(asked, fds...)
+		return 0, nil
+	}
+	var s source
+	work, bell, other := newBell(t), newBell(t), newBell(t)
+	p := ring.NewPoller(ring.PollerConfig{Poll: poll, MaxSpin: -1})
+	p.Add(&s, work)
+	p.Ring(bell)
+	p.Ring(ring.DoorbellOf(-1))
+	p.Ring(other)
+	wait(t, p, time.Second, ring.WakeTimeout)
+	want := []unix.PollFd{
+		{Fd: int32(work.FD()), Events: unix.POLLIN}, {Fd: int32(bell.FD()), Events: ring.PollRing}, {Fd: int32(other.FD()), Events: ring.PollRing},
+		{Fd: int32(work.FD()), Events: unix.POLLIN},
+	}
+	if !slices.Equal(asked, want) {
+		t.Errorf("asked for %v, want %v", asked, want)
+	}
+	if rung, _ := bell.Drain(); rung {
+		t.Error("rung here as well")
+	}
+
+	rungNow := func(what string) {
+		t.Helper()
+		if rung, err := bell.Drain(); !rung || err != nil {
+			t.Errorf("%s: not rung, %v", what, err)
+		}
+	}
+	asked = nil
+	p.Ring(bell)
+	s.work.Store(true)
+	wait(t, p, -1, ring.WakeWork)
+	rungNow("work is there")
+	s.work.Store(false)
+	p.Ring(bell)
+	s.onArm = func() { s.work.Store(true) }
+	wait(t, p, -1, ring.WakeWork)
+	rungNow("work came before the sleep")
+	p.Ring(bell)
+	p.Flush()
+	rungNow("flushed")
+	if len(asked) != 0 {
+		t.Errorf("waited: %v", asked)
+	}
+
+	p = ring.NewPoller(ring.PollerConfig{Poll: poll, MinSpin: time.Millisecond, MaxSpin: time.Millisecond})
+	if runtime.NumCPU() > 1 && runtime.GOMAXPROCS(0) > 1 {
+		var later source
+		p.Add(&later, newBell(t))
+		p.Ring(bell)
+		wait(t, p, time.Second, ring.WakeTimeout)
+		rungNow("spinning")
+	}
+	p = ring.NewPoller(ring.PollerConfig{})
+	p.Ring(bell)
+	rungNow("without a hook")
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], unix.O_NONBLOCK|unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pipe[0])
+	unix.Close(pipe[1])
+	p.Ring(ring.DoorbellOf(pipe[0]))
+	if st := p.Stats(); st.DeadBells != 1 {
+		t.Errorf("%+v", st)
+	}
 }
 
 // TestPollerAdapts: spinning starts when sleeps are short, and ends when it does not pay.

@@ -1,5 +1,7 @@
 package abi
 
+import "github.com/grailos/grail/ring"
+
 // Grail's own system calls. The numbers lie far above Linux's, so that a host kernel which ever saw one
 // would answer ENOSYS. Arguments are passed as Linux passes them: RDI, RSI, RDX, R10, R8, R9 on amd64.
 const (
@@ -15,10 +17,14 @@ const (
 
 	// SysWait is poll for doorbells: it waits until one of the descriptors (RDI = address of an array of
 	// struct pollfd, RSI = their number) is ready or RDX nanoseconds have passed (negative: for ever),
-	// and drains every doorbell and eventfd that it reports readable, all in one exit. It returns how many
-	// are ready. Errors: those of poll(2).
+	// and drains every doorbell and eventfd that it reports readable, all in one exit. An entry with PollRing
+	// among its events is a doorbell that is rung before the wait; its revents is 0, or POLLNVAL if the
+	// guest cannot ring it. It returns how many entries are ready. Errors: those of poll(2).
 	SysWait = 0x4702
 )
+
+// PollRing among the events of SysWait: ring, do not wait.
+const PollRing = ring.PollRing
 
 // MaxDevBatch is the largest number of requests in one SysDevIO call.
 const MaxDevBatch = 256

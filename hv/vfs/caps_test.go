@@ -1,6 +1,7 @@
 package vfs
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"io"
 	"os"
@@ -160,6 +161,55 @@ func TestInstallAndRemove(t *testing.T) {
 	g.ok(unix.SYS_CLOSE, ep)
 	if n := openFDs(t); n != before {
 		t.Errorf("%d descriptors are open, %d before", n, before)
+	}
+}
+
+// TestWaitRings: SysWait rings what it is asked to before it waits, and only what the guest may ring.
+func TestWaitRings(t *testing.T) {
+	bell, quiet := doorbell(t), doorbell(t)
+	g := newGuest(t, bare(), true)
+	list, err := g.t.InstallCaps(
+		hv.CapSpec{Kind: abi.CapCall, Rights: abi.RightWrite, FD: bell},
+		hv.CapSpec{Kind: abi.CapKick, Rights: abi.RightRead, FD: bell},
+		hv.CapSpec{Kind: abi.CapKick, Rights: abi.RightRead, FD: quiet})
+	if err != nil {
+		t.Fatal(err)
+	}
+	call, kick, deaf := int32(list[0].FD), int32(list[1].FD), int32(list[2].FD)
+	null := int32(g.open("/dev/null", unix.O_RDWR))
+	p := g.pollfds(call, abi.PollRing, deaf, abi.PollRing, null, abi.PollRing, 500, abi.PollRing, -1, abi.PollRing, call, abi.PollRing, kick, unix.POLLIN)
+	rev := func(i int) uint16 { return binary.LittleEndian.Uint16(g.view(p+uint64(8*i)+6, 2)) }
+	// The other end of the doorbell rung here is waited for here: without the ring this would last for ever.
+	if n := g.ok(abi.SysWait, p, 1, 0); n != 0 {
+		t.Errorf("%d ready", n)
+	}
+	both := g.pollfds(call, abi.PollRing, kick, unix.POLLIN)
+	if n := g.ok(abi.SysWait, both, 2, ^uint64(0)); n != 1 || binary.LittleEndian.Uint16(g.view(both+8+6, 2)) != unix.POLLIN {
+		t.Errorf("%d ready", n)
+	}
+	if n := g.ok(abi.SysWait, p, 7, 0); n != 4 {
+		t.Errorf("%d ready", n)
+	}
+	for i, want := range []uint16{0, unix.POLLNVAL, unix.POLLNVAL, unix.POLLNVAL, 0, 0, unix.POLLIN} {
+		if rev(i) != want {
+			t.Errorf("revents %d is %#x, want %#x", i, rev(i), want)
+		}
+	}
+	var b [8]byte
+	if n, err := unix.Read(bell, b[:]); err != unix.EAGAIN {
+		t.Errorf("not drained: %d, %v", n, err)
+	}
+	g.ok(unix.SYS_POLL, both, 2, 0) // to poll(2) the event means nothing
+	if n, err := unix.Read(bell, b[:]); err != unix.EAGAIN {
+		t.Errorf("poll rang: %d, %v", n, err)
+	}
+	// One that its peer has filled, and made blocking, has rung already.
+	unix.Write(bell, []byte{0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff})
+	if err := unix.SetNonblock(bell, false); err != nil {
+		t.Fatal(err)
+	}
+	if n := g.ok(abi.SysWait, both, 2, ^uint64(0)); n != 1 {
+		t.Errorf("%d ready", n)
 	}
 }
 

@@ -101,6 +101,16 @@ func (v *event) write(c *Call, f *file, u *uio, _ int64) (uint64, unix.Errno) {
 	}
 }
 
+// ring adds 1 to the counter. One that is full has rung already.
+func (v *event) ring(c *Call) {
+	if !v.shared || c.ready(v.fd, unix.POLLOUT) {
+		_, _ = unix.Write(v.fd, ringOnce[:])
+	}
+}
+
+// ringOnce is the number that ring writes.
+var ringOnce = [8]byte{1}
+
 // maxPause is the longest time between two looks at a counter that cannot be polled for.
 const maxPause = 20 * time.Millisecond
 

@@ -76,9 +76,9 @@ func (t *Table) sysPoll(c *Call, addr, n uint64, timeout time.Duration) (uint64,
 	return t.poll(c, addr, n, timeout, false)
 }
 
-// poll waits for what the array of n struct pollfd at addr asks for, and writes the answers to it. With drain, the
-// eventfds that it reports readable are read, too (abi.SysWait).
-func (t *Table) poll(c *Call, addr, n uint64, timeout time.Duration, drain bool) (uint64, unix.Errno) {
+// poll waits for what the array of n struct pollfd at addr asks for, and writes the answers to it. With bells, it first rings the
+// eventfds that it is asked to, and reads those that it reports readable (abi.SysWait).
+func (t *Table) poll(c *Call, addr, n uint64, timeout time.Duration, bells bool) (uint64, unix.Errno) {
 	if n > MaxFDs {
 		return 0, unix.EINVAL
 	}
@@ -97,7 +97,11 @@ func (t *Table) poll(c *Call, addr, n uint64, timeout time.Duration, drain bool)
 		w := wire[i*8:]
 		fd, events := int32(le.Uint32(w)), int16(le.Uint16(w[4:]))
 		var now int16
-		if fd >= 0 {
+		switch {
+		case fd < 0:
+		case bells && events&abi.PollRing != 0:
+			now = t.ring(c, fd)
+		default:
 			now = t.watch(c, i, fd, events)
 		}
 		le.PutUint16(w[6:], uint16(now))
@@ -115,7 +119,7 @@ func (t *Table) poll(c *Call, addr, n uint64, timeout time.Duration, drain bool)
 		if r := c.polls[k].Revents; r != 0 {
 			le.PutUint16(wire[int(c.pollIdx[k])*8+6:], uint16(r))
 			ready++
-			if v, ok := c.held[k].obj.(*event); drain && ok && r&unix.POLLIN != 0 && v.rights&abi.RightRead != 0 {
+			if v, ok := c.held[k].obj.(*event); bells && ok && r&unix.POLLIN != 0 && v.rights&abi.RightRead != 0 {
 				v.consume(c.small[:8]) // empty again: another reader was faster
 			}
 		}
@@ -126,6 +130,21 @@ func (t *Table) poll(c *Call, addr, n uint64, timeout time.Duration, drain bool)
 		}
 	}
 	return uint64(ready), 0
+}
+
+// ring rings the doorbell that is guest descriptor fd.
+func (t *Table) ring(c *Call, fd int32) (revents int16) {
+	f, e := t.get(uint64(fd))
+	if e != 0 {
+		return unix.POLLNVAL
+	}
+	defer f.put()
+	v, ok := f.obj.(*event)
+	if !ok || v.rights&abi.RightWrite == 0 {
+		return unix.POLLNVAL
+	}
+	v.ring(c)
+	return 0
 }
 
 func (t *Table) sysPpoll(c *Call, addr, n, ts, mask, size uint64) (uint64, unix.Errno) {

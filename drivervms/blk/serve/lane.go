@@ -98,6 +98,7 @@ func (s *Server) flush() {
 		s.lane.jobs <- s.flushes
 		return
 	}
+	s.poller.Flush() // the flush may take long
 	s.dev.Do(s.flushes)
 	s.land()
 }
@@ -149,4 +150,5 @@ func (s *Server) drain() {
 		s.flush()
 	}
 	s.publish()
+	s.poller.Flush() // the caller may be about to close a doorbell
 }

@@ -144,9 +144,7 @@ func (s *Server) publish() {
 		q.touched = false
 		if q.dev.Publish() {
 			s.step(StepPublished)
-			if err := q.call.Ring(); err != nil {
-				s.kill(q.c, err)
-			}
+			s.poller.Ring(q.call)
 		}
 	}
 	clear(s.touched)

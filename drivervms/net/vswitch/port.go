@@ -204,6 +204,7 @@ func (s *Switch) Detach(id uint64) (lastAvail []uint16) {
 		return nil
 	}
 	s.publish()
+	s.poller.Flush() // the caller may be about to close the doorbells
 	for i := range p.rx {
 		for _, d := range []*ring.Device{p.rx[i].dev, p.tx[i].dev} {
 			lastAvail = append(lastAvail, d.LastAvail()-uint16(d.InFlight()))

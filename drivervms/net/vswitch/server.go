@@ -219,7 +219,7 @@ func (s *Switch) publish() {
 		q.touched = false
 		if !q.p.dead && q.dev.Publish() {
 			s.step(StepPublished)
-			s.ring(q.p, q.call)
+			s.poller.Ring(q.call)
 		}
 	}
 	clear(s.rxTouched)
@@ -239,17 +239,11 @@ func (s *Switch) publish() {
 		q.done = q.done[:0]
 		if q.dev.Publish() {
 			s.step(StepPublished)
-			s.ring(q.p, q.call)
+			s.poller.Ring(q.call)
 		}
 	}
 	clear(s.txTouched)
 	s.txTouched = s.txTouched[:0]
-}
-
-func (s *Switch) ring(p *port, bell ring.Doorbell) {
-	if err := bell.Ring(); err != nil {
-		s.kill(p, err)
-	}
 }
 
 func (s *Switch) moved(n uint64) {
