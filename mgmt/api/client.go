@@ -166,6 +166,11 @@ func (c *Client) Driver(ctx context.Context, name string) (d Driver, err error) 
 	return d, c.do(ctx, "GET", "drivers/"+seg(name), nil, &d)
 }
 
+// DriverStats asks what a driver VM counted.
+func (c *Client) DriverStats(ctx context.Context, name string) (s DriverStats, err error) {
+	return s, c.do(ctx, "GET", "drivers/"+seg(name)+"/stats", nil, &s)
+}
+
 // CreateDriver makes and starts a driver VM and answers when it serves.
 func (c *Client) CreateDriver(ctx context.Context, r CreateDriver) (d Driver, err error) {
 	return d, c.do(ctx, "POST", "drivers", r, &d)

@@ -176,6 +176,29 @@ type Binding struct {
 	Error    string `json:"error,omitempty"`
 }
 
+// DriverStats is what the present instance of a driver counted.
+type DriverStats struct {
+	Name       string            `json:"name"`
+	Type       string            `json:"type"`
+	Generation int               `json:"generation"` // the instance
+	Started    time.Time         `json:"started"`    // when it began to count
+	Time       time.Time         `json:"time"`       // of the counters
+	Requests   uint64            `json:"requests"`   // or frames, of all clients since Started
+	Bytes      uint64            `json:"bytes"`
+	Clients    []ClientStats     `json:"clients"`          // those that are attached
+	Uplink     map[string]uint64 `json:"uplink,omitempty"` // of a net driver, as a port's
+}
+
+// ClientStats is what one client of a driver did since it was attached to the present instance. A disk has the counters reads, readBytes, writes, writeBytes,
+// flushes, discards and errors. A port has txPackets, txBytes (taken from the client), rxPackets, rxBytes (delivered to it) and drop.REASON for
+// each reason for which frames were dropped; the reasons are vswitch.Reason's.
+type ClientStats struct {
+	ID       uint64            `json:"id"`
+	Client   string            `json:"client"`
+	Disk     string            `json:"disk"` // or the port
+	Counters map[string]uint64 `json:"counters"`
+}
+
 // CreateDriver is the body of POST drivers.
 type CreateDriver struct {
 	Config DriverConfig `json:"config"`

@@ -45,6 +45,7 @@ type driver struct {
 	known    chan struct{} // closed when it is known what an adopted instance serves
 	knowOnce sync.Once
 	hurry    chan struct{} // ends a back-off
+	naming   chan struct{} // holds one element when names may have changed
 	stopped  chan struct{} // closed by the loop
 }
 
@@ -56,7 +57,7 @@ type injection struct {
 
 func (d *Daemon) newDriver(rec *store.Driver) *driver {
 	return &driver{d: d, rec: *rec, state: api.Starting, clients: map[uint64]*client{}, changed: make(chan struct{}),
-		stop: make(chan struct{}), known: make(chan struct{}), hurry: make(chan struct{}, 1), stopped: make(chan struct{})}
+		stop: make(chan struct{}), known: make(chan struct{}), hurry: make(chan struct{}, 1), naming: make(chan struct{}, 1), stopped: make(chan struct{})}
 }
 
 // set changes the state and wakes whoever waits for that. The caller holds dr.mu.

@@ -61,6 +61,7 @@ func (d *Daemon) Handler(shutdown func()) http.Handler {
 		return d.Driver(req.Config.Name)
 	})
 	route("GET /v1/drivers/{name}", func(r *http.Request) (any, error) { return d.Driver(r.PathValue("name")) })
+	route("GET /v1/drivers/{name}/stats", func(r *http.Request) (any, error) { return d.DriverStats(r.PathValue("name")) })
 	route("DELETE /v1/drivers/{name}", func(r *http.Request) (any, error) {
 		return struct{}{}, d.RemoveDriver(r.PathValue("name"), r.FormValue("force") != "")
 	})

@@ -31,12 +31,15 @@ type ending struct {
 // run is the driver's life: instance after instance. inst is an adopted one, or nil to start one; rec is the unfinished
 // record of how the last one ended, or nil.
 func (dr *driver) run(inst *driverInstance, rec *recovery) {
-	var portal sync.WaitGroup
+	var helpers sync.WaitGroup
 	if dr.rec.Config.Socket {
-		portal.Go(func() { dr.runPortal(dr.adopted) })
+		helpers.Go(func() { dr.runPortal(dr.adopted) })
+	}
+	if dr.rec.Config.Type == typeNet {
+		helpers.Go(dr.keepNames)
 	}
 	defer close(dr.stopped)
-	defer portal.Wait()
+	defer helpers.Wait()
 	defer dr.endSpare()
 	defer func() { rec.complete() }()
 	for {
@@ -255,6 +258,7 @@ func (dr *driver) bringUp(inst *driverInstance, rec *recovery) error {
 			}
 			dr.set(api.Ready, "")
 			dr.mu.Unlock()
+			dr.rename()
 			return nil
 		}
 		dr.mu.Unlock()

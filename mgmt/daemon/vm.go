@@ -106,6 +106,7 @@ func (v *vm) start(ctx context.Context, files map[api.Role]*os.File) (err error)
 	v.mu.Unlock()
 	v.d.store.PutVMLater(&rec)
 	v.d.background.Go(func() { v.reap(inst, clients) })
+	v.d.renamed(cfg.Nets)
 
 	for i, c := range clients {
 		ctx, cancel := context.WithTimeout(ctx, attachTimeout)
@@ -172,6 +173,7 @@ func (v *vm) reap(inst *instance, clients []*client) {
 	over := v.over
 	v.mu.Unlock()
 	v.d.store.PutVMLater(&rec)
+	v.d.renamed(rec.Config.Nets)
 	v.d.log.Info("VM ended", "vm", v.name(), "cause", r.Cause, "code", r.Code, "signal", r.Signal, "message", r.Message)
 	close(over)
 	if rec.Config.Remove {

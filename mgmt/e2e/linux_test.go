@@ -215,7 +215,8 @@ func TestLinuxRoot(t *testing.T) {
 // switch is crashed; the third reaches nobody.
 func TestLinuxNetwork(t *testing.T) {
 	r := linuxRig(t)
-	r.ctl("driver", "create", "net", "net0", "--subnet", "10.88.0.0/24", "--port", "web=1", "--port", "user=1", "--port", "stranger=2")
+	r.ctl("driver", "create", "net", "net0", "--subnet", "10.88.0.0/24", "--port", "web=1", "--port", "user=1", "--port", "stranger=2",
+		"--port", "native=1", "--port", "alone=2")
 	for _, name := range []string{"web", "user", "stranger"} {
 		r.ctl("create", "--personality", "linux", "--memory", "128M", "--cpu", "1", "--name", name, "--net", "net0/"+name)
 		r.ctl("start", name)
@@ -253,6 +254,22 @@ func TestLinuxNetwork(t *testing.T) {
 	// From another address than its own nobody is answered.
 	if out, code := in("user", "ip addr add 10.88.0.99/24 dev eth0 && ping -c 2 -W 2 -I 10.88.0.99 10.88.0.2"); code == 0 {
 		t.Errorf("a made up address: %q", out)
+	}
+	// Native VMs are neighbours as any other.
+	r.startServer("small", "native")
+	if out, code := in("user", "ping -c 2 -W 5 small"); code != 0 {
+		t.Errorf("a native VM: exit code %d, %q", code, out)
+	}
+	if out, code := r.run(nil, r.netcheck("alone", "ping", "10.88.0.2")...); code != 1 {
+		t.Errorf("a native VM of another tenant: exit code %d, %q", code, out)
+	}
+	r.ctl("rm", "-f", "small")
+	r.ctl("driver", "crash", "net0", "--how", "kill")
+	if out := r.ctl(r.netcheck("native", "ping", "web")...); strings.Count(out, "answer from 10.88.0.2") != 3 {
+		t.Errorf("from a native VM: %q", out)
+	}
+	if out, code := r.run(nil, r.netcheck("web", "serve")...); code != 125 || !strings.Contains(out, "in use by") {
+		t.Errorf("a port that a Linux VM has: exit code %d, %q", code, out)
 	}
 	r.ctlWithin(linuxLimit, "rm", "-f", "web", "user", "stranger")
 }

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"encoding/json"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -46,6 +47,14 @@ func TestNativeNetwork(t *testing.T) {
 		r.startServer("server", "web")
 		if out := r.ctl(r.netcheck("user", "ping", "web")...); strings.Count(out, "answer from 10.77.0.2") != 3 {
 			r.t.Errorf("ping by the port's name: %q", out)
+		}
+		r.ctl(r.netcheck("user", "ping", "-count", "1", "server")...)
+		var stats api.DriverStats
+		if err := json.Unmarshal([]byte(r.ctl("driver", "stats", "net0", "--json")), &stats); err != nil || len(stats.Clients) != 1 {
+			r.t.Fatalf("stats: %v, %+v", err, stats)
+		}
+		if k := stats.Clients[0]; k.Client != "server" || k.Disk != "web" || k.Counters["rxPackets"] < 4 || k.Counters["txPackets"] < 4 {
+			r.t.Errorf("stats: %+v", k)
 		}
 		if out, code := r.run(nil, r.netcheck("other", "ping", "10.77.0.2")...); code != 1 || !strings.Contains(out, "no answer") {
 			r.t.Errorf("another tenant's ping: exit code %d, %q", code, out)
@@ -98,7 +107,10 @@ func TestNativeNetwork(t *testing.T) {
 		r.startServer("next", "web") // the port is free again
 		r.ctl(r.netcheck("user", "ping", "-count", "1", "10.77.0.2")...)
 		r.ctl("driver", "restart", "net0")
-		r.ctl(r.netcheck("user", "ping", "-count", "1", "10.77.0.2")...)
+		r.ctl(r.netcheck("user", "ping", "-count", "1", "next")...) // the new switch knows the VM's name
+		if out, code := r.run(nil, r.netcheck("user", "ping", "server")...); code != 1 || !strings.Contains(out, "there is no name") {
+			r.t.Errorf("the name of a VM that is gone: exit code %d, %q", code, out)
+		}
 		r.ctl("rm", "-f", "next")
 		r.eventually("no clients", func() bool { return len(r.driver("net0").Clients) == 0 })
 		r.ctl("driver", "rm", "net0")

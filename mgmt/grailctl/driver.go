@@ -23,7 +23,7 @@ func (c *cli) driverCommand() *cobra.Command {
 or hangs, graild replaces it; its clients notice a short stall.`,
 	})
 	cmd.AddCommand(c.driverCreateCommand(), c.driverLsCommand(), c.driverRestartCommand(), c.driverCrashCommand(),
-		c.driverRmCommand(), c.driverCrashesCommand())
+		c.driverRmCommand(), c.driverCrashesCommand(), c.driverStatsCommand())
 	return cmd
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"runtime"
 
@@ -59,6 +60,16 @@ func (d *driver) handle(m abi.Message) error {
 			runtime.GC()
 		}
 		return d.host.Channel.Send(abi.Message{Type: abi.MsgDone, ID: m.ID})
+	case abi.MsgStats:
+		answer := abi.Message{Type: abi.MsgStats, ID: m.ID, Text: "{}"}
+		if c, ok := d.server.Counters(m.ID); ok {
+			b, err := json.Marshal(c.Map())
+			if err != nil {
+				return err
+			}
+			answer.Text = string(b)
+		}
+		return d.host.Channel.Send(answer)
 	case abi.MsgInject:
 		d.host.Inject(m.Text, d.server, func(misbehave func()) {
 			d.server.Step = func(p serve.Step) {

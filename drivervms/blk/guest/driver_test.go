@@ -92,6 +92,19 @@ func (h *host) call(m abi.Message) string {
 	return got.Text
 }
 
+// stats asks for the counters of an attachment.
+func (h *host) stats(id uint64) string {
+	h.t.Helper()
+	if err := h.ch.Send(abi.Message{Type: abi.MsgStats, ID: id}); err != nil {
+		h.t.Fatal(err)
+	}
+	got, err := h.ch.Receive()
+	if err != nil || got.Type != abi.MsgStats || got.ID != id {
+		h.t.Fatalf("%+v, %v", got, err)
+	}
+	return got.Text
+}
+
 // disk makes a client's disk and what the driver is told of it.
 func disk(t *testing.T) (*guest.Disk, *ring.Shared, *abi.Attach) {
 	t.Helper()
@@ -161,6 +174,11 @@ func TestDriver(t *testing.T) {
 	}
 	if err := disks[2].Flush(); err != nil {
 		t.Fatal(err)
+	}
+	for id, want := range []string{`"writeBytes":299520,`, `"readBytes":299520,`, `"flushes":1,`, `{}`} {
+		if got := h.stats(uint64(id)); !strings.Contains(got, want) {
+			t.Errorf("attachment %d counted %s, want %s", id, got, want)
+		}
 	}
 	if text := h.call(abi.Message{Type: abi.MsgDetach, ID: 0}); text != "" {
 		t.Error(text)

@@ -34,6 +34,7 @@ type client struct {
 	name   string
 	limits limits
 	queues []*queue
+	count  Counters
 	dead   bool
 }
 

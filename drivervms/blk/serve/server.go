@@ -132,6 +132,7 @@ func (s *Server) finish(q *queue, r *virtioblk.Request, status byte) {
 	}
 	s.Requests++
 	s.Bytes += uint64(r.DataBytes)
+	q.c.count.count(r, status)
 }
 
 // publish shows completions to the clients and rings those that asked for it.

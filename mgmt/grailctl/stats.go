@@ -1,0 +1,138 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/grailos/grail/mgmt/api"
+)
+
+func (c *cli) driverStatsCommand() *cobra.Command {
+	var watch bool
+	var interval time.Duration
+	cmd := &cobra.Command{
+		Use: "stats NAME", Short: "Show what each client of a driver VM sends, receives, reads and writes", ValidArgsFunction: completeDrivers,
+		Long: `stats shows what the present instance of a driver counted for each port or disk that has a client.
+Packets and bytes are sent by the client or received by it; a frame that was dropped is counted
+with its reason, at the sender if it is to blame. A new instance, and a new client, begin at 0.
+
+With --watch, the counters are shown again and again, as what they grew by in a second.`,
+		Example: `  grailctl driver stats net0
+  grailctl driver stats blk0 --watch --interval 5s
+  grailctl driver stats net0 --json | jq '.clients[] | {disk, counters}'`,
+		Args: exactly("the NAME of a driver"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if interval < 10*time.Millisecond {
+				return fmt.Errorf("--interval %v is too short; give 10ms or more", interval)
+			}
+			ask := func() (s api.DriverStats, err error) {
+				err = c.retry(cmd.Context(), func(client *api.Client) (err error) {
+					s, err = client.DriverStats(cmd.Context(), args[0])
+					return err
+				})
+				return s, err
+			}
+			last, err := ask()
+			if err != nil {
+				return err
+			}
+			if !watch {
+				return c.showStats(last, nil)
+			}
+			tick := time.NewTicker(interval)
+			defer tick.Stop()
+			for {
+				select {
+				case <-cmd.Context().Done():
+					return nil
+				case <-tick.C:
+				}
+				now, err := ask()
+				var e *api.Error
+				if errors.As(err, &e) && e.Kind == api.Busy {
+					fmt.Fprintln(c.stderr, "grailctl:", e.Message)
+					continue
+				}
+				if err != nil {
+					if cmd.Context().Err() != nil {
+						return nil
+					}
+					return err
+				}
+				if err := c.showStats(now, &last); err != nil {
+					return err
+				}
+				last = now
+			}
+		},
+	}
+	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "go on, and show what changes in a second, until Ctrl-C")
+	cmd.Flags().DurationVar(&interval, "interval", time.Second, "with --watch, how often")
+	return cmd
+}
+
+// showStats prints counters, or with last what they grew by in a second since.
+func (c *cli) showStats(s api.DriverStats, last *api.DriverStats) error {
+	if c.json {
+		return c.print(s)
+	}
+	// grown returns the counter of one client, or how fast it grows.
+	grown := func(k api.ClientStats, name string) string { return fmt.Sprint(k.Counters[name]) }
+	if last != nil {
+		before := append(slices.Clone(last.Clients), api.ClientStats{Counters: last.Uplink})
+		seconds := max(s.Time.Sub(last.Time).Seconds(), 1e-3)
+		grown = func(k api.ClientStats, name string) string {
+			now, was := k.Counters[name], uint64(0)
+			if i := slices.IndexFunc(before, func(b api.ClientStats) bool { return b.ID == k.ID }); i >= 0 && s.Generation == last.Generation {
+				was = before[i].Counters[name]
+			}
+			return fmt.Sprintf("%.0f/s", float64(now-min(was, now))/seconds)
+		}
+	}
+	columns := []column{{"READS", "reads"}, {"BYTES", "readBytes"}, {"WRITES", "writes"}, {"BYTES", "writeBytes"}, {"FLUSHES", "flushes"},
+		{"DISCARDS", "discards"}, {"ERRORS", "errors"}}
+	what := "DISK"
+	if s.Type == "net" {
+		columns = []column{{"SENT", "txPackets"}, {"BYTES", "txBytes"}, {"RECEIVED", "rxPackets"}, {"BYTES", "rxBytes"}}
+		what = "PORT"
+	}
+	header := what + "\tCLIENT"
+	for _, k := range columns {
+		header += "\t" + k.title
+	}
+	rows := s.Clients
+	if s.Type == "net" {
+		header += "\tDROPPED"
+		if s.Uplink != nil {
+			rows = append(slices.Clone(rows), api.ClientStats{Client: "-", Disk: "uplink", Counters: s.Uplink})
+		}
+	}
+	return c.table(header, func(w io.Writer) {
+		for _, k := range rows {
+			fmt.Fprintf(w, "%s\t%s", k.Disk, k.Client)
+			for _, col := range columns {
+				fmt.Fprintf(w, "\t%s", grown(k, col.counter))
+			}
+			if s.Type == "net" {
+				var drops []string
+				for _, name := range slices.Sorted(maps.Keys(k.Counters)) {
+					if reason, ok := strings.CutPrefix(name, "drop."); ok {
+						drops = append(drops, grown(k, name)+" "+reason)
+					}
+				}
+				fmt.Fprintf(w, "\t%s", dash(strings.Join(drops, ", ")))
+			}
+			fmt.Fprintln(w)
+		}
+	})
+}
+
+// column is a column of a table of counters.
+type column struct{ title, counter string }
