@@ -32,6 +32,12 @@ const (
 	// the connection ends first, the program is ended.
 	OpExec   Op = "exec"
 	OpResize Op = "resize" // Rows and Columns of the terminal of a program that OpExec started
+	// OpPlug plugs Device into a running machine and answers Found, what the guest calls it, once the guest has it. OpUnplug has the guest
+	// release a device, which is named as OpPlug named it, and takes it out; one that is in use in the guest stays. Both wait for a guest that is
+	// still booting, for at most PlugTimeout. OpDevices answers Devices, once those two are done.
+	OpPlug    Op = "plug"
+	OpUnplug  Op = "unplug"
+	OpDevices Op = "devices"
 	// OpConsole joins two descriptors to the console of a guest that has one: what is read from the first, a pipe as with OpExec, is typed there, and what the
 	// guest prints is written to the second. It is answered when the guest's console or the first descriptor ends; nobody else's view of the
 	// console is disturbed.
@@ -58,6 +64,8 @@ type Request struct {
 	Command    *Command     `json:"command,omitempty"`
 	Rows       uint16       `json:"rows,omitempty"`
 	Columns    uint16       `json:"columns,omitempty"`
+
+	Device *ForeignDevice `json:"device,omitempty"`
 }
 
 // Response answers one Request. Error is empty on success.
@@ -67,6 +75,9 @@ type Response struct {
 	Attachments []Attachment `json:"attachments,omitempty"`
 	Message     *abi.Message `json:"message,omitempty"` // the answer to OpAsk
 	Exit        *int         `json:"exit,omitempty"`    // exit code of what OpExec ran, 128+n after signal n
+
+	Found   string          `json:"found,omitempty"`
+	Devices []ForeignDevice `json:"devices,omitempty"`
 }
 
 // State is how far a VM has come.

@@ -110,6 +110,19 @@ type StopVM struct {
 	GraceMs int `json:"graceMs"` // time between SIGTERM and the end by force; 0: force at once
 }
 
+// Device names a disk or a network port that is attached to a VM: exactly one of the two is set. It is the body of POST vms/{name}/attach and
+// vms/{name}/detach.
+type Device struct {
+	Disk *DiskRef `json:"disk,omitempty"`
+	Net  *NetRef  `json:"net,omitempty"`
+}
+
+// Attached answers POST vms/{name}/attach.
+type Attached struct {
+	Device
+	Guest string `json:"guest,omitempty"` // what a guest that runs calls it, such as vdb or eth1
+}
+
 // SignalVM is the body of POST vms/{name}/signal.
 type SignalVM struct {
 	Signal int `json:"signal"`

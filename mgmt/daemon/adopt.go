@@ -65,7 +65,10 @@ func (d *Daemon) adopt() error {
 		d.vms[rec.Config.Name] = v
 		run := v.adopt(take(roleVM, rec.Config.Name, rec.Process))
 		if run != nil {
-			begin = append(begin, func() { d.background.Go(func() { v.reap(run, v.clients) }) })
+			begin = append(begin, func() {
+				d.background.Go(func() { v.reap(run, v.clients) })
+				v.settleLater(run)
+			})
 		}
 		for _, c := range v.clients {
 			clients[c.att.Driver] = append(clients[c.att.Driver], c)

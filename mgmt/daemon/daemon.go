@@ -146,24 +146,12 @@ func (d *Daemon) CreateVM(cfg api.VMConfig, durable bool) error {
 		return err
 	}
 	for _, ref := range cfg.Disks {
-		dr, err := d.driver(ref.Driver)
-		if err != nil {
+		if err := d.checkDisk(ref); err != nil {
 			return err
-		}
-		dev, err := dr.device(ref.Disk)
-		if err != nil {
-			return err
-		}
-		if dev.ReadOnly && !ref.ReadOnly {
-			return api.Errorf(api.Invalid, "disk %s/%s is read-only; use --disk %s/%s:ro", ref.Driver, ref.Disk, ref.Driver, ref.Disk)
 		}
 	}
 	for _, ref := range cfg.Nets {
-		dr, err := d.driver(ref.Driver)
-		if err != nil {
-			return err
-		}
-		if _, err := dr.portOf(ref.Port); err != nil {
+		if _, _, err := d.port(ref); err != nil {
 			return err
 		}
 	}

@@ -48,6 +48,8 @@ func (d *Daemon) Handler(shutdown func()) http.Handler {
 	route("POST /v1/vms/{name}/stop", d.stopVM)
 	route("POST /v1/vms/{name}/signal", d.signalVM)
 	route("GET /v1/vms/{name}/wait", d.waitVM)
+	route("POST /v1/vms/{name}/attach", d.attachDevice)
+	route("POST /v1/vms/{name}/detach", d.detachDevice)
 	route("GET /v1/drivers", func(*http.Request) (any, error) { return d.Drivers(), nil })
 	route("POST /v1/drivers", func(r *http.Request) (any, error) {
 		var req api.CreateDriver

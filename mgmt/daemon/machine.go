@@ -2,14 +2,12 @@ package daemon
 
 import (
 	"math"
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
 
-	"github.com/grailos/grail/drivervms/net/vswitch"
 	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/mgmt/api"
 	"github.com/grailos/grail/mgmt/engine"
@@ -149,43 +147,24 @@ func (d *Daemon) linuxMachine(cfg api.VMConfig, generation int) (*machine, error
 		told.Root = &agent.Disk{Serial: cfg.Root.Disk, ReadOnly: cfg.Root.ReadOnly, Overlay: cfg.Root.ReadOnly}
 	}
 	for _, ref := range disks {
-		dr, err := d.driver(ref.Driver)
+		k, err := d.foreignDisk(ref)
 		if err != nil {
 			return nil, err
 		}
-		dev, err := dr.device(ref.Disk)
-		if err != nil {
-			return nil, err
+		if slices.ContainsFunc(f.Disks, func(o hv.ForeignDisk) bool { return o.ID == k.ID }) {
+			return nil, sameID(k.ID)
 		}
-		switch {
-		case !dr.rec.Config.Socket:
-			return nil, api.Errorf(api.Invalid, "driver %s offers its disks to native VMs only; make it with grailctl driver create … --socket to use it in a Linux VM", ref.Driver)
-		case ref.ReadOnly && !dev.ReadOnly:
-			return nil, api.Errorf(api.Invalid, "disk %s/%s can be written by all clients of its socket; make the driver with --disk %s=PATH:ro", ref.Driver, ref.Disk, ref.Disk)
-		}
-		if slices.ContainsFunc(f.Disks, func(k hv.ForeignDisk) bool { return k.ID == ref.Disk }) {
-			return nil, api.Errorf(api.Invalid, "two disks of the VM have the ID %s, by which it finds them; give one of them another", ref.Disk)
-		}
-		f.Disks = append(f.Disks, hv.ForeignDisk{ID: ref.Disk, Socket: d.portalSocket(ref.Driver, ref.Disk)})
+		f.Disks = append(f.Disks, k)
 	}
 	for _, ref := range cfg.Nets {
-		dr, err := d.driver(ref.Driver)
+		n, err := d.foreignNIC(ref)
 		if err != nil {
 			return nil, err
 		}
-		p, err := dr.portOf(ref.Port)
-		if err == nil {
-			err = dr.checkPort(p.Name)
-		}
-		if err != nil {
-			return nil, err
-		}
-		f.NICs = append(f.NICs, hv.ForeignNIC{Socket: d.portalSocket(ref.Driver, ref.Port), MAC: p.MAC})
-		if told.Network == nil {
-			told.Network = &agent.Network{Hostname: cfg.Name, Search: []string{vswitch.DefaultDomain}}
-		}
-		told.Network.DNS = append(told.Network.DNS, p.Address.Masked().Addr().Next().String())
-		told.Network.Interfaces = append(told.Network.Interfaces, agent.Interface{MAC: p.MAC, Addresses: []netip.Prefix{p.Address}})
+		f.NICs = append(f.NICs, n)
+	}
+	if told.Network, err = d.guestNetwork(cfg); err != nil {
+		return nil, err
 	}
 	config, err := linuximage.Config(filepath.Join(d.dirs.VM(cfg.Name), "config.cpio"), &told)
 	if err != nil {

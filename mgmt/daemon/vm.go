@@ -171,8 +171,8 @@ func (v *vm) reap(inst *instance, clients []*client) {
 	v.rec.State, v.rec.Ended, v.rec.Report, v.rec.Process = api.Exited, r.Ended, r, store.Process{}
 	rec := v.rec
 	over := v.over
-	v.mu.Unlock()
 	v.d.store.PutVMLater(&rec)
+	v.mu.Unlock()
 	v.d.renamed(rec.Config.Nets)
 	v.d.log.Info("VM ended", "vm", v.name(), "cause", r.Cause, "code", r.Code, "signal", r.Signal, "message", r.Message)
 	close(over)

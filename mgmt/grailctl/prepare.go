@@ -42,6 +42,7 @@ func (f *vmFlags) add(cmd *cobra.Command) {
 	fl.StringVar(&f.files, "files", "", "directory whose content becomes the guest's read-only file system")
 	fl.StringVarP(&f.dir, "workdir", "w", "", "directory of the guest's file system in which the program starts (default: /)")
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "set a variable in the guest: NAME=value, or NAME to pass on its value here (repeatable)")
+	completeDevices(cmd)
 	// What follows the program is the program's.
 	fl.SetInterspersed(false)
 }
@@ -110,11 +111,11 @@ func (f *vmFlags) config(args []string) (api.VMConfig, *os.File, error) {
 		cfg.Disks = append(cfg.Disks, ref)
 	}
 	for _, s := range f.nets {
-		driver, port, ok := strings.Cut(s, "/")
-		if !ok || driver == "" || port == "" {
-			return cfg, nil, fmt.Errorf("--net %q is not of the form DRIVER/PORT; grailctl driver ls lists what there is", s)
+		ref, err := parseNetRef(s)
+		if err != nil {
+			return cfg, nil, err
 		}
-		cfg.Nets = append(cfg.Nets, api.NetRef{Driver: driver, Port: port})
+		cfg.Nets = append(cfg.Nets, ref)
 	}
 	for _, s := range f.env {
 		name, _, ok := strings.Cut(s, "=")

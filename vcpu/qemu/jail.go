@@ -59,9 +59,12 @@ func enterJail(spec string) error {
 		return fmt.Errorf("bad specification: %w", err)
 	}
 	if s.Root != "" {
+		// QEMU's own user has to find its way whatever the caller keeps from others.
+		old := unix.Umask(0o022)
 		if err := newRoot(&s); err != nil {
 			return err
 		}
+		unix.Umask(old)
 	}
 	if err := limits(&s); err != nil {
 		return err

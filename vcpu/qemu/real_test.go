@@ -307,6 +307,8 @@ func (g *guest) end() End {
 // the guest power off.
 func TestRealPlug(t *testing.T) {
 	s := newStorage(t, "first disk")
+	umask := unix.Umask(0o077) // as graild's is: QEMU must reach its sockets all the same
+	t.Cleanup(func() { unix.Umask(umask) })
 	g := boot(t, func(c *Config) { c.Paused = true })
 	ctx := context.Background()
 	if st, err := g.Status(ctx); err != nil || st.State != "prelaunch" || st.Running {

@@ -297,7 +297,9 @@ func prepareDir(dir string) error {
 	if err := os.RemoveAll(filepath.Join(dir, runDir)); err != nil {
 		return err
 	}
-	if err := os.Mkdir(filepath.Join(dir, runDir), 0o755); err != nil {
+	// QEMU's own user looks for sockets in it also when it has no privileges any more: when a device comes, and when a back end comes back.
+	run := filepath.Join(dir, runDir)
+	if err := errors.Join(os.Mkdir(run, 0o755), os.Chmod(run, 0o755)); err != nil {
 		return err
 	}
 	if err := os.Mkdir(filepath.Join(dir, rootDir), 0o755); err != nil && !errors.Is(err, os.ErrExist) {

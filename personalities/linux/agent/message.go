@@ -78,6 +78,8 @@ const (
 	MethodStatus   = "status"   // nothing, Status
 	MethodShutdown = "shutdown" // Shutdown, nothing; answered before it begins
 	MethodWait     = "wait"     // nothing, Exit: how the main program ended, when it has
+	MethodAwait    = "await"    // Device, Found: when the device is there
+	MethodRelease  = "release"  // Device, nothing: when the kernel has let go of the device
 )
 
 // Time is the host's clock.

@@ -53,6 +53,12 @@ func (v *vm) control(req *hv.Request) (resp hv.Response, err error) {
 		default:
 		}
 		resp.Status = st
+	case hv.OpPlug:
+		resp.Found, err = v.plug(req.Device)
+	case hv.OpUnplug:
+		err = v.unplug(req.Device)
+	case hv.OpDevices:
+		resp.Devices = v.plugged()
 	case hv.OpAttachments: // its disks are its portals' clients
 	case hv.OpSignal:
 		err = v.signal(syscall.Signal(req.Signal))

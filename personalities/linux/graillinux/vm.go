@@ -39,6 +39,10 @@ type vm struct {
 	agent   *agent.Client
 	ready   chan struct{} // closed when agent is there
 	stopped bool          // somebody asked for the end
+
+	plugging sync.Mutex // held while a device comes or goes
+	devices  []device   // guarded by plugging
+	numbers  int        // devices that there have been; guarded by plugging
 }
 
 func newVM(spec *hv.Spec) *vm {
@@ -135,11 +139,11 @@ func (v *vm) config(agentEnd, consoleEnd *os.File) qemu.Config {
 		Channels: []qemu.Channel{{Name: agent.PortName, Stream: qemu.Stream{Conn: agentEnd}}},
 		Console:  qemu.Console{Kind: qemu.SerialConsole, Stream: qemu.Stream{Conn: consoleEnd}},
 	}
-	for i, d := range f.Disks {
-		c.Disks = append(c.Disks, qemu.Disk{ID: fmt.Sprintf("disk%d", i), Socket: d.Socket})
+	for _, d := range f.Disks {
+		c.Disks = append(c.Disks, v.add(hv.ForeignDevice{Disk: &d}).disk())
 	}
-	for i, n := range f.NICs {
-		c.NICs = append(c.NICs, qemu.NIC{ID: fmt.Sprintf("net%d", i), Socket: n.Socket, MAC: n.MAC})
+	for _, n := range f.NICs {
+		c.NICs = append(c.NICs, v.add(hv.ForeignDevice{NIC: &n}).nic())
 	}
 	return c
 }

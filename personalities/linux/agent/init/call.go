@@ -46,6 +46,18 @@ func (m *machine) call(c agent.Call, stop <-chan struct{}) (any, error) {
 			return nil, nil
 		}
 		return nil, fmt.Errorf("no shutdown is called %q", s.Mode)
+	case agent.MethodAwait, agent.MethodRelease:
+		var d agent.Device
+		if err := agent.Decode(c.Params, &d); err != nil {
+			return nil, err
+		}
+		if (d.Serial == "") == (d.MAC == "") {
+			return nil, errors.New("a device has either a serial number or a MAC address")
+		}
+		if c.Method == agent.MethodRelease {
+			return nil, releaseDevice(&d)
+		}
+		return awaitDevice(&d)
 	case agent.MethodWait:
 		return m.waitMain(stop)
 	}

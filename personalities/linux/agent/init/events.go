@@ -24,7 +24,12 @@ func newEvents() (*events, error) {
 }
 
 // await calls look at once and after every event until it succeeds, or the time is over; then it returns look's error.
-func (e *events) await(limit time.Duration, look func() error) error {
+func await(limit time.Duration, look func() error) error {
+	e, err := newEvents() // nobody else's: an event is read once
+	if err != nil {
+		return err
+	}
+	defer unix.Close(e.fd)
 	end := time.Now().Add(limit)
 	for {
 		err := look()

@@ -56,7 +56,6 @@ func main() {
 type machine struct {
 	config  agent.Config
 	failure string // of the set-up
-	events  *events
 	reaper  *guest.Reaper
 	server  *guest.Server
 	port    *guest.Port
@@ -80,10 +79,6 @@ func (m *machine) idle() { select {} }
 // setUp prepares what config says. What fails is left out, so that the host can see to it.
 func (m *machine) setUp() error {
 	if err := mountKernel(); err != nil {
-		return err
-	}
-	var err error
-	if m.events, err = newEvents(); err != nil {
 		return err
 	}
 	failed := []error{readConfig(&m.config), loadModules()}
@@ -121,7 +116,7 @@ const portWait = 10 * time.Second
 
 func (m *machine) openPort() error {
 	var path string
-	err := m.events.await(portWait, func() (err error) {
+	err := await(portWait, func() (err error) {
 		path, err = guest.FindPort("/sys/class/virtio-ports", "/dev", agent.PortName)
 		return err
 	})

@@ -56,7 +56,7 @@ func (m *machine) device(d *agent.Disk) (string, error) {
 		wait = time.Duration(d.WaitMs) * time.Millisecond
 	}
 	var path string
-	err := m.events.await(wait, func() (err error) {
+	err := await(wait, func() (err error) {
 		path, err = findDisk("/sys/block", d)
 		return err
 	})

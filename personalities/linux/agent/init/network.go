@@ -45,7 +45,7 @@ func (m *machine) setNetwork(n *agent.Network) error {
 
 func (m *machine) setInterface(i *agent.Interface) error {
 	var link netlink.Link
-	err := m.events.await(linkWait, func() (err error) {
+	err := await(linkWait, func() (err error) {
 		link, err = findLink(i)
 		return err
 	})

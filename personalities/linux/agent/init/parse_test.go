@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/grailos/grail/personalities/linux/agent"
 )
 
@@ -80,12 +82,13 @@ func TestAwait(t *testing.T) {
 	if err != nil {
 		t.Skipf("no device events: %v", err)
 	}
+	unix.Close(e.fd)
 	begin := time.Now()
-	err = e.await(30*time.Millisecond, func() error { return os.ErrNotExist })
+	err = await(30*time.Millisecond, func() error { return os.ErrNotExist })
 	if err == nil || !strings.Contains(err.Error(), "waited for 30ms") || time.Since(begin) < 30*time.Millisecond {
 		t.Errorf("%v after %v", err, time.Since(begin))
 	}
-	if err := e.await(0, func() error { return nil }); err != nil {
+	if err := await(0, func() error { return nil }); err != nil {
 		t.Error(err)
 	}
 }
