@@ -75,7 +75,7 @@ func (v *vm) attachDevice(dev api.Device) (name string, err error) {
 	if err := checkVM(&next); err != nil {
 		return "", err
 	}
-	if err := v.d.checkDevice(next, dev); err != nil {
+	if err := v.d.checkDevice(next, dev, inst != nil); err != nil {
 		return "", err
 	}
 	if err := v.setDevices(next.Disks, next.Nets); err != nil {
@@ -159,8 +159,8 @@ func (d *Daemon) foreign(dev api.Device) hv.ForeignDevice {
 	return hv.ForeignDevice{NIC: &hv.ForeignNIC{Socket: d.portalSocket(dev.Net.Driver, dev.Net.Port), MAC: portMAC(dev.Net.Driver, dev.Net.Port)}}
 }
 
-// checkDevice refuses a device that a VM cannot have beside its others.
-func (d *Daemon) checkDevice(next api.VMConfig, dev api.Device) error {
+// checkDevice refuses a device that a VM cannot have beside its others, now if it runs.
+func (d *Daemon) checkDevice(next api.VMConfig, dev api.Device, runs bool) error {
 	if dev.Net != nil {
 		dr, _, err := d.port(*dev.Net)
 		if err != nil {
@@ -168,8 +168,7 @@ func (d *Daemon) checkDevice(next api.VMConfig, dev api.Device) error {
 		}
 		dr.mu.Lock()
 		defer dr.mu.Unlock()
-		// QEMU, and the guest with it, would wait for the port.
-		if c := dr.holder(dev.Net.Port); c != nil {
+		if c := dr.holder(dev.Net.Port); runs && c != nil { // QEMU, and the guest with it, would wait for the port
 			return dr.portBusy(c)
 		}
 		return nil
