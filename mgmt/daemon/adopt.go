@@ -175,8 +175,11 @@ func (d *Daemon) endStray(p running) {
 		_ = proc.Wait(callTimeout)
 		proc.Close()
 	}
+	if p.role == rolePortal { // its number has nothing to do with those of the others
+		_ = os.Remove(d.portalControl(p.name, p.generation))
+		return
+	}
 	_ = os.Remove(d.socketPath(p.name, p.generation))
-	_ = os.Remove(d.portalControl(p.name, p.generation))
 	if p.role == roleDriver {
 		_ = os.Remove(d.reportPath(p.name, p.generation)) // a spare's; others leave none when they are killed
 	}

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"slices"
+	"time"
 
 	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/mgmt/api"
@@ -44,10 +45,14 @@ func (v *vm) config() (api.VMConfig, *instance) {
 // setDevices changes what the VM has, and returns when that is on disk.
 func (v *vm) setDevices(disks []api.DiskRef, nets []api.NetRef) error {
 	v.mu.Lock()
+	before := v.rec.Config.Nets
 	v.rec.Config.Disks, v.rec.Config.Nets = disks, nets
 	rec := v.rec
 	v.d.store.PutVMLater(&rec) // under the lock, so that what is written last is what was changed last
 	v.mu.Unlock()
+	if !slices.Equal(before, nets) {
+		v.d.renamed(slices.Concat(before, nets))
+	}
 	return v.d.store.Sync()
 }
 
@@ -90,7 +95,44 @@ func (v *vm) attachDevice(dev api.Device) (name string, err error) {
 		}
 		return "", err
 	}
+	if dev.Net != nil {
+		v.d.awaitPort(*dev.Net)
+	}
 	return name, nil
+}
+
+// How long a driver may take to serve a card that was plugged in, before nobody waits for it any more.
+const (
+	servePatience = 5 * time.Second
+	servePause    = 5 * time.Millisecond
+)
+
+// awaitPort returns when both directions of a port's card are served: before that, the guest's first frames may be lost.
+func (d *Daemon) awaitPort(ref api.NetRef) {
+	dr, err := d.driver(ref.Driver)
+	if err != nil {
+		return
+	}
+	served := func() bool {
+		dr.mu.Lock()
+		defer dr.mu.Unlock()
+		n := 0
+		for _, c := range dr.clients {
+			c.mu.Lock()
+			if c.att.Disk == ref.Port && c.on != nil && c.on == dr.inst {
+				n++
+			}
+			c.mu.Unlock()
+		}
+		return n >= 2
+	}
+	for end := time.Now().Add(servePatience); !served() && time.Now().Before(end); {
+		select {
+		case <-time.After(servePause):
+		case <-d.closing:
+			return
+		}
+	}
 }
 
 // detachDevice takes a device away from the VM. The record comes last, for the same reason.
