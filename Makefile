@@ -13,7 +13,7 @@ help: ## list the targets
 
 build: ## build everything into bin/
 	@images/setup build
-	$(GO) build -trimpath -o $(BIN)/ ./mgmt/grailctl ./mgmt/graild ./hv/grailvm ./hv/grailport
+	$(GO) build -trimpath -o $(BIN)/ ./mgmt/grailctl ./mgmt/graild ./hv/grailvm ./hv/grailport ./drivervms/net/grailnat
 	$(GO) build -trimpath -o $(BIN)/drivers/blk ./drivervms/blk/guest
 	$(GO) build -trimpath -o $(BIN)/drivers/net ./drivervms/net/guest
 	$(GO) build -trimpath -o $(BIN)/examples/ ./personalities/native/examples/...

@@ -46,6 +46,8 @@ type Exec struct {
 	Stderr *os.File
 	// SharedNamespaces leaves the new process in the caller's namespaces.
 	SharedNamespaces bool
+	// HostNetwork leaves the new process in the caller's network namespace alone.
+	HostNetwork bool
 
 	files []*os.File
 }
@@ -122,6 +124,9 @@ func (l *Exec) Start(program, name string, v any) (*Process, error) {
 	sys := &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd}
 	if !l.SharedNamespaces {
 		sys.Cloneflags = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
+		if l.HostNetwork {
+			sys.Cloneflags &^= unix.CLONE_NEWNET
+		}
 		if uid := os.Geteuid(); uid != 0 {
 			sys.Cloneflags |= unix.CLONE_NEWUSER
 			sys.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: uid, Size: 1}}

@@ -39,6 +39,7 @@ type rule struct {
 	arg    int
 	values []uint64 // allowed when the argument is one of these
 	never  uint32   // or, without values, when it has none of these bits
+	refuse bool     // what does not fit fails with EPERM, instead of meeting the default
 }
 
 // policy is what a filter says, by system-call number.
@@ -73,6 +74,13 @@ func newPolicy(cfg *Config) (*policy, error) {
 		{nr: unix.SYS_MPROTECT, arg: 2, never: unix.PROT_EXEC},
 		{nr: unix.SYS_CLONE, arg: 0, values: []uint64{threadFlags, threadFlags | unix.CLONE_SETTLS}},
 		{nr: unix.SYS_PRCTL, arg: 0, values: []uint64{prSetVMA}},
+	}
+	if len(cfg.Domains) > 0 {
+		r := rule{nr: unix.SYS_SOCKET, arg: 0, refuse: true}
+		for _, d := range cfg.Domains {
+			r.values = append(r.values, uint64(d))
+		}
+		p.rules = append(p.rules, r)
 	}
 	ruled := func(nr uint32) bool { return slices.ContainsFunc(p.rules, func(r rule) bool { return r.nr == nr }) }
 	named, err := numbers(slices.Concat(runtimeCalls, cfg.Syscalls))
@@ -171,6 +179,9 @@ func (p *policy) assemble() ([]bpf.RawInstruction, error) {
 
 // body decides a call of r's number; no path leaves it but by a verdict.
 func (r *rule) body(other uint32) []bpf.Instruction {
+	if r.refuse {
+		other = verdictRefuse
+	}
 	lo := bpf.LoadAbsolute{Off: dataArgs + 8*uint32(r.arg), Size: 4}
 	hi := bpf.LoadAbsolute{Off: lo.Off + 4, Size: 4}
 	if r.values == nil {

@@ -62,13 +62,14 @@ type VMConfig struct {
 	Files       string    `json:"files,omitempty"` // absolute path of the directory given with --files
 	Program     string    `json:"program"`         // absolute path on the host; personality linux: a command in the guest, empty for none
 	Args        []string  `json:"args,omitempty"`
-	Env         []string  `json:"env,omitempty"`    // NAME=value, beyond the default environment
-	Dir         string    `json:"dir,omitempty"`    // where the guest starts, in its own file system; empty: /
-	Remove      bool      `json:"remove,omitempty"` // forget the VM when it has ended
-	Arch        string    `json:"arch,omitempty"`   // personality linux: amd64 or arm64; empty: the host's
-	TTY         bool      `json:"tty,omitempty"`    // personality linux: Program gets a terminal
-	Nets        []NetRef  `json:"nets,omitempty"`   // ports that it is plugged into
-	Root        *DiskRef  `json:"root,omitempty"`   // personality linux: the disk with its system; nil: the default system, in memory
+	Env         []string  `json:"env,omitempty"`     // NAME=value, beyond the default environment
+	Dir         string    `json:"dir,omitempty"`     // where the guest starts, in its own file system; empty: /
+	Remove      bool      `json:"remove,omitempty"`  // forget the VM when it has ended
+	Arch        string    `json:"arch,omitempty"`    // personality linux: amd64 or arm64; empty: the host's
+	TTY         bool      `json:"tty,omitempty"`     // personality linux: Program gets a terminal
+	Nets        []NetRef  `json:"nets,omitempty"`    // ports that it is plugged into
+	Publish     []Publish `json:"publish,omitempty"` // ports of the VM that the host offers
+	Root        *DiskRef  `json:"root,omitempty"`    // personality linux: the disk with its system; nil: the default system, in memory
 }
 
 // The personalities.
@@ -156,6 +157,7 @@ type DriverConfig struct {
 	Disks       []Disk    `json:"disks"`
 	Ports       []Port    `json:"ports,omitempty"`
 	Subnet      string    `json:"subnet,omitempty"` // of the ports' addresses; type net
+	Uplink      string    `json:"uplink,omitempty"` // the switch's way out: "user", "user:loopback", or empty for none; type net
 	Socket      bool      `json:"socket,omitempty"`
 	NoSpare     bool      `json:"noSpare,omitempty"` // keep no booted instance in reserve
 }
@@ -173,6 +175,7 @@ type Driver struct {
 	Started    time.Time  `json:"started,omitzero"` // of the present instance
 	Clients    []Binding  `json:"clients"`
 	Crashes    int        `json:"crashes"`
+	NAT        *NAT       `json:"nat,omitempty"` // of the uplink
 	Status     *hv.Status `json:"status,omitempty"`
 	Notes      []string   `json:"notes,omitempty"`
 	Logs       []string   `json:"logs"`

@@ -87,6 +87,10 @@ func (d *Daemon) adopt() error {
 				newest = max(newest, p.generation)
 			}
 		}
+		if rec.Config.Uplink != "" {
+			known[string(roleNAT)+rec.Config.Name] = true
+			dr.adoptNAT(take(roleNAT, rec.Config.Name, store.Process{}))
+		}
 		inst, lost := dr.adopt(take(roleDriver, rec.Config.Name, rec.Process), newest)
 		if rec.Config.Socket {
 			known[string(rolePortal)+rec.Config.Name] = true
@@ -96,6 +100,9 @@ func (d *Daemon) adopt() error {
 			d.unfinishedReports(dr, inst)
 			go dr.run(inst, lost)
 		})
+	}
+	for _, v := range d.vms {
+		d.republish(v)
 	}
 	for _, p := range procs {
 		if !known[string(p.role)+p.name] {
@@ -175,8 +182,12 @@ func (d *Daemon) endStray(p running) {
 		_ = proc.Wait(callTimeout)
 		proc.Close()
 	}
-	if p.role == rolePortal { // its number has nothing to do with those of the others
+	switch p.role { // whose numbers have nothing to do with those of the others
+	case rolePortal:
 		_ = os.Remove(d.portalControl(p.name, p.generation))
+		return
+	case roleNAT:
+		_ = os.Remove(d.natControl(p.name, p.generation))
 		return
 	}
 	_ = os.Remove(d.socketPath(p.name, p.generation))
@@ -324,7 +335,7 @@ func (dr *driver) adopt(p *running, newest int) (*driverInstance, *recovery) {
 		for _, c := range kept {
 			dr.keep(inst, c)
 		}
-		if inst.status != nil && len(dr.backings) == len(dr.rec.Config.Disks) {
+		if inst.status != nil && len(dr.backings) == len(dr.rec.Config.Disks) && (dr.rec.Config.Uplink == "" || dr.uplink != nil) {
 			dr.inst = inst
 			d.store.PutDriverLater(&dr.rec)
 			return inst, lost
@@ -391,6 +402,8 @@ func (dr *driver) keep(inst *driverInstance, c *client) {
 	}
 	if c.att.Driver == "" && c.att.Disk == keepStatus {
 		inst.status, inst.hostStatus = take(0), take(1)
+	} else if c.att.Driver == "" && c.att.Disk == keepUplink {
+		dr.adoptUplink(take(0), take(1))
 	} else if id, ok := strings.CutPrefix(c.att.Disk, keepBacking); ok && c.att.Driver == "" {
 		for _, k := range dr.rec.Config.Disks {
 			if k.ID != id {
@@ -417,6 +430,9 @@ func (dr *driver) keep(inst *driverInstance, c *client) {
 
 // reopen opens and locks the backing files by their paths.
 func (dr *driver) reopen() error {
+	if err := dr.openUplink(); err != nil {
+		return err
+	}
 	if len(dr.backings) == len(dr.rec.Config.Disks) {
 		return nil
 	}

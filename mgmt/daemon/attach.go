@@ -155,6 +155,9 @@ func (v *vm) detachDevice(dev api.Device) error {
 		dev.Disk = &cfg.Disks[i]
 		next.Disks = slices.Delete(slices.Clone(cfg.Disks), i, i+1)
 	} else {
+		if i == 0 && len(cfg.Publish) > 0 {
+			return api.Errorf(api.Busy, "VM %s publishes ports through %s, which cannot be taken away", cfg.Name, dev)
+		}
 		next.Nets = slices.Delete(slices.Clone(cfg.Nets), i, i+1)
 	}
 	if inst != nil {

@@ -91,6 +91,9 @@ func checkVM(c *api.VMConfig) error {
 		}
 		plugged[r] = true
 	}
+	if err := api.CheckPublish(c); err != nil {
+		return err
+	}
 	for _, kv := range c.Env {
 		if name, _, ok := strings.Cut(kv, "="); !ok || name == "" || strings.ContainsRune(kv, 0) {
 			return api.Errorf(api.Invalid, "environment %q is not of the form NAME=value", kv)
@@ -131,6 +134,9 @@ func checkDriver(c *api.DriverConfig) error {
 	}
 	if c.Type == typeNet {
 		return checkPorts(c)
+	}
+	if c.Uplink != "" {
+		return api.Errorf(api.Invalid, "an uplink is for net drivers; a block driver has disks")
 	}
 	switch {
 	case len(c.Disks) == 0:

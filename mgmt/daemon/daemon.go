@@ -155,6 +155,9 @@ func (d *Daemon) CreateVM(cfg api.VMConfig, durable bool) error {
 			return err
 		}
 	}
+	if err := d.checkPublished(cfg); err != nil {
+		return err
+	}
 	rec := &store.VM{Config: cfg, State: api.Created, Created: time.Now()}
 	d.mu.Lock()
 	if err := d.taken(cfg.Name); err != nil {
@@ -291,6 +294,7 @@ func (d *Daemon) Driver(name string) (api.Driver, error) {
 	if inst != nil && v.State == api.Ready {
 		v.Status, _ = inst.instance.status(time.Second)
 	}
+	dr.askNAT(v.NAT)
 	return v, nil
 }
 
@@ -319,6 +323,9 @@ func (d *Daemon) CreateDriver(ctx context.Context, cfg api.DriverConfig) (err er
 	if dr.backings, err = d.openBackings(cfg, 0); err != nil {
 		return err
 	}
+	if err := dr.openUplink(); err != nil {
+		return err
+	}
 	if err := d.store.PutDriver(&dr.rec); err != nil {
 		return err
 	}
@@ -341,7 +348,11 @@ func (d *Daemon) CreateDriver(ctx context.Context, cfg api.DriverConfig) (err er
 			failed = dr.portalErr.Error()
 			return true
 		}
-		return dr.state == api.Ready && (!cfg.Socket || dr.portal != nil)
+		if dr.natEnds.err != nil {
+			failed = dr.natEnds.err.Error()
+			return true
+		}
+		return dr.state == api.Ready && (!cfg.Socket || dr.portal != nil) && (dr.uplink == nil || dr.nat != nil)
 	})
 	if err == nil && failed != "" {
 		why, _, _ := strings.Cut(failed, "; next attempt")

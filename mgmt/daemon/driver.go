@@ -34,10 +34,16 @@ type driver struct {
 	clients   map[uint64]*client
 	changed   chan struct{} // closed and replaced whenever state or inst changes
 	injected  injection
-	portal    *portal // with a vhost-user socket for each disk, or nil
-	portalErr error   // why there is none
-	planned   bool    // the present instance is being replaced on request
+	portal    *portal               // with a vhost-user socket for each disk, or nil
+	portalErr error                 // why there is none
+	uplink    *uplink               // of a net driver, or nil
+	nat       *nat                  // the far end of the uplink, or nil
+	natEnds   natEnds               // how its processes ended
+	published map[string]*published // by ID
+	planned   bool                  // the present instance is being replaced on request
 	backoff   reincarnation.Backoff
+
+	publishing sync.Mutex // held while the NAT process is told what is published
 
 	adopted  *running      // the predecessor's portal process
 	stop     chan struct{} // closed to end the driver for good
@@ -56,7 +62,7 @@ type injection struct {
 }
 
 func (d *Daemon) newDriver(rec *store.Driver) *driver {
-	return &driver{d: d, rec: *rec, state: api.Starting, clients: map[uint64]*client{}, changed: make(chan struct{}),
+	return &driver{d: d, rec: *rec, state: api.Starting, clients: map[uint64]*client{}, published: map[string]*published{}, changed: make(chan struct{}),
 		stop: make(chan struct{}), known: make(chan struct{}), hurry: make(chan struct{}, 1), naming: make(chan struct{}, 1), stopped: make(chan struct{})}
 }
 
@@ -261,6 +267,10 @@ func (dr *driver) close() {
 	for _, b := range dr.backings {
 		b.file.Close()
 	}
+	dr.uplink.close()
+	for _, p := range dr.published {
+		p.socket.Close()
+	}
 }
 
 // view describes the driver.
@@ -274,6 +284,7 @@ func (dr *driver) view() api.Driver {
 		v.PID = inst.proc.PID
 	}
 	clients := dr.clientList()
+	v.NAT = dr.natView()
 	v.Disks = slices.Clone(v.Disks)
 	for i := range v.Disks {
 		if v.Socket {

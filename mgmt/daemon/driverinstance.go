@@ -102,6 +102,10 @@ func (d *Daemon) launchDriver(dr *driver, generation int) (_ *driverInstance, er
 		l.Spec.Attachments = append(l.Spec.Attachments, hv.Attachment{Disk: keepBacking + b.id, Log: -1,
 			ReadOnly: b.readOnly, Regions: []hv.AttachMem{{FD: l.Add(b.file), Size: b.size}}})
 	}
+	dr.mu.Lock()
+	up := dr.uplink
+	dr.mu.Unlock()
+	up.addTo(l)
 	if inst.instance, err = d.launch(l, roleDriver, generation, false); err != nil {
 		return nil, err
 	}

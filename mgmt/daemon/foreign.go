@@ -58,14 +58,19 @@ func (d *Daemon) guestNetwork(cfg api.VMConfig) (*agent.Network, error) {
 	if len(cfg.Nets) == 0 {
 		return nil, nil
 	}
+	routed := false // the first card with a way out has the default route
 	n := &agent.Network{Hostname: cfg.Name, Search: []string{vswitch.DefaultDomain}}
 	for _, ref := range cfg.Nets {
-		_, p, err := d.port(ref)
+		dr, p, err := d.port(ref)
 		if err != nil {
 			return nil, err
 		}
 		n.DNS = append(n.DNS, p.Address.Masked().Addr().Next().String())
-		n.Interfaces = append(n.Interfaces, agent.Interface{MAC: p.MAC, Addresses: []netip.Prefix{p.Address}})
+		card := agent.Interface{MAC: p.MAC, Addresses: []netip.Prefix{p.Address}}
+		if out := port(&dr.rec.Config, &p).Gateway; !routed && out.IsValid() {
+			card.Gateway, routed = out, true
+		}
+		n.Interfaces = append(n.Interfaces, card)
 	}
 	return n, nil
 }

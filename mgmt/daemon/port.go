@@ -18,7 +18,7 @@ const defaultSubnet = "10.77.0.0/16"
 const maxPorts = hv.MaxPortalQueues / 2
 
 // checkPorts refuses ports that make no sense, and gives each a MAC address and an IP address. The first address of the subnet is the switch's own,
-// which answers DNS.
+// which answers DNS; the last one is the gateway's, if there is one.
 func checkPorts(c *api.DriverConfig) error {
 	if c.Subnet == "" {
 		c.Subnet = defaultSubnet
@@ -27,6 +27,16 @@ func checkPorts(c *api.DriverConfig) error {
 	if err != nil || !subnet.Addr().Is4() || subnet != subnet.Masked() {
 		return api.Errorf(api.Invalid, "subnet %q is no IPv4 network, such as %s", c.Subnet, defaultSubnet)
 	}
+	kind, err := uplinkOf(c)
+	if err != nil {
+		return err
+	}
+	reserved := 3 // the network's own address, the switch's, and the broadcast address
+	if kind.kind == noUplink {
+		c.Uplink = ""
+	} else {
+		reserved++ // the gateway's
+	}
 	switch {
 	case len(c.Disks) > 0:
 		return api.Errorf(api.Invalid, "a net driver has ports and no disks")
@@ -34,7 +44,7 @@ func checkPorts(c *api.DriverConfig) error {
 		return api.Errorf(api.Invalid, "a net driver needs a port; give one with --port NAME")
 	case len(c.Ports) > maxPorts:
 		return api.Errorf(api.Invalid, "%d ports are too many; a driver can have %d", len(c.Ports), maxPorts)
-	case subnet.Bits() > 30 || len(c.Ports) > 1<<(32-subnet.Bits())-3:
+	case subnet.Bits() > 30 || len(c.Ports) > 1<<(32-subnet.Bits())-reserved:
 		return api.Errorf(api.Invalid, "subnet %s has no addresses for %d ports", subnet, len(c.Ports))
 	}
 	seen := map[string]bool{}
@@ -67,7 +77,14 @@ func portMAC(driver, name string) string {
 // port describes a port to the driver.
 func port(c *api.DriverConfig, p *api.Port) net.Port {
 	subnet := p.Address.Masked()
-	out := net.Port{Pairs: 1, PortConfig: vswitch.PortConfig{Name: p.Name, Tenant: p.Tenant, Addr: p.Address, Service: subnet.Addr().Next(), NoUplink: true}}
+	out := net.Port{Pairs: 1, PortConfig: vswitch.PortConfig{Name: p.Name, Tenant: p.Tenant, Addr: p.Address, Service: subnet.Addr().Next()}}
+	switch u, err := uplinkOf(c); {
+	case err != nil || u.kind == noUplink:
+		out.NoUplink = true
+	default:
+		out.Gateway = lastAddress(subnet)
+		out.GatewayMAC, out.Upstream = net.GatewayMAC, out.Gateway
+	}
 	// An address that portMAC has not made is one that Check refuses.
 	_ = out.MAC.UnmarshalText([]byte(p.MAC))
 	return out

@@ -38,6 +38,9 @@ func (dr *driver) run(inst *driverInstance, rec *recovery) {
 	if dr.rec.Config.Type == typeNet {
 		helpers.Go(dr.keepNames)
 	}
+	if dr.rec.Config.Uplink != "" {
+		helpers.Go(dr.runNAT)
+	}
 	defer close(dr.stopped)
 	defer helpers.Wait()
 	defer dr.endSpare()

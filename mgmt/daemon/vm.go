@@ -75,6 +75,16 @@ func (v *vm) start(ctx context.Context, files map[api.Role]*os.File) (err error)
 		}
 	}()
 
+	withdraw, err := v.d.publish(cfg)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			withdraw()
+		}
+	}()
+
 	// The record comes first: if graild dies now, the next one finds the process by its tag or sees that there is none.
 	v.mu.Lock()
 	rec := v.rec
@@ -152,6 +162,7 @@ func (v *vm) reap(inst *instance, clients []*client) {
 		}
 		return
 	}
+	v.d.withdraw(v.name())
 	for _, c := range clients {
 		if dr, err := v.d.driver(c.att.Driver); err == nil {
 			dr.detach(c)

@@ -29,7 +29,7 @@ var programs = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	for out, pkg := range map[string]string{
-		"grailctl": "mgmt/grailctl", "graild": "mgmt/graild", "grailvm": "hv/grailvm", "grailport": "hv/grailport",
+		"grailctl": "mgmt/grailctl", "graild": "mgmt/graild", "grailvm": "hv/grailvm", "grailport": "hv/grailport", "grailnat": "drivervms/net/grailnat",
 		"graillinux": "personalities/linux/graillinux", "guests/amd64/grail-init": "personalities/linux/agent/init",
 		"guests/arm64/grail-init": "personalities/linux/agent/init",
 		"drivers/blk":             "drivervms/blk/guest",

@@ -29,7 +29,7 @@ or hangs, graild replaces it; its clients notice a short stall.`,
 
 func (c *cli) driverCreateCommand() *cobra.Command {
 	var disks, ports []string
-	var subnet string
+	var subnet, uplink string
 	var socket, spare bool
 	var engine, memory string
 	var heartbeat time.Duration
@@ -37,11 +37,13 @@ func (c *cli) driverCreateCommand() *cobra.Command {
 		Use: "create TYPE NAME --disk ID=PATH[:ro]... | --port PORT[=TENANT]...", Short: "Make a driver VM and start it; the TYPE is blk or net",
 		Long: `A blk driver serves host files or block devices as disks. A net driver is a switch between the VMs plugged into its ports: each port has a
 MAC address and an IP address, from which alone its VM can send; VMs find each other by the names of their ports; those of different
-tenants do not see each other.`,
+tenants do not see each other. With --uplink user they reach what this host reaches (TCP, UDP and, where the host lets its users, ping), but
+nothing of its loopback; and their ports can be published on the host, with --publish of grailctl run and create.`,
 		Example: `  truncate -s 1G disk.img
   grailctl driver create blk blk0 --disk data=disk.img
   grailctl driver create blk blk1 --disk root=/dev/sdb --disk iso=cd.iso:ro --socket
-  grailctl driver create net net0 --port web=1 --port db=1 --port other=2`,
+  grailctl driver create net net0 --port web=1 --port db=1 --port other=2
+  grailctl driver create net net1 --port web --uplink user`,
 		Args: exactly("a TYPE", "a NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg := api.DriverConfig{Type: args[0], Name: args[1], Engine: hv.Engine(engine), Socket: socket, NoSpare: !spare, HeartbeatMs: int(heartbeat.Milliseconds())}
@@ -62,9 +64,9 @@ tenants do not see each other.`,
 				if len(disks) > 0 {
 					return errors.New("--disk is for block drivers; a net driver has ports")
 				}
-				cfg.Subnet, cfg.Socket = subnet, true
-			} else if len(ports) > 0 || subnet != "" {
-				return errors.New("--port and --subnet are for net drivers; a block driver has disks")
+				cfg.Subnet, cfg.Uplink, cfg.Socket = subnet, uplink, true
+			} else if len(ports) > 0 || subnet != "" || uplink != "" {
+				return errors.New("--port, --subnet and --uplink are for net drivers; a block driver has disks")
 			} else if len(disks) == 0 {
 				return errors.New("a block driver needs a disk; give one with --disk ID=PATH, or --disk ID=PATH:ro to only read it")
 			}
@@ -102,6 +104,7 @@ tenants do not see each other.`,
 	fl.StringArrayVar(&disks, "disk", nil, "offer the file or block device PATH as disk ID: ID=PATH, or ID=PATH:ro to only read it (repeatable)")
 	fl.StringArrayVar(&ports, "port", nil, "a port of a net driver: NAME, or NAME=TENANT with the number of a tenant (repeatable)")
 	fl.StringVar(&subnet, "subnet", "", "the IPv4 network of a net driver's ports (default: 10.77.0.0/16)")
+	fl.StringVar(&uplink, "uplink", "", "the way of a net driver's VMs out of the host: user, through sockets of an unprivileged process; user:loopback, which lets them also reach this host's 127.0.0.1 under the gateway's address (default: none)")
 	fl.BoolVar(&socket, "socket", false, "also offer each disk to other VMMs on a vhost-user socket, and print its path")
 	fl.StringVar(&engine, "engine", "", "what executes the driver: kvm or process (default: kvm where it works)")
 	fl.StringVar(&memory, "memory", "64M", "the driver VM's own memory")

@@ -99,6 +99,9 @@ func (c *cli) showVM(v api.VM) {
 	}
 	field(w, "disks", disksOf(v.Disks))
 	field(w, "ports", portsOf(v.Nets))
+	for _, p := range v.Publish {
+		field(w, "published", p.String())
+	}
 	if v.PID > 0 {
 		field(w, "pid", fmt.Sprint(v.PID))
 	}
@@ -207,6 +210,9 @@ func (c *cli) showDriver(d api.Driver) {
 		}
 		field(w, "client", fmt.Sprintf("%s on %s, %d queues: %s", b.Name, b.Disk, b.Queues, state))
 	}
+	if d.NAT != nil {
+		showNAT(w, d.Uplink, d.NAT)
+	}
 	for _, n := range d.Notes {
 		field(w, "note", n)
 	}
@@ -215,6 +221,21 @@ func (c *cli) showDriver(d api.Driver) {
 	}
 	if d.Status != nil {
 		showStats(w, d.Status.Stats, d.Status.Denied)
+	}
+}
+
+// showNAT shows a net driver's way out of the host.
+func showNAT(w io.Writer, uplink string, n *api.NAT) {
+	field(w, "uplink", fmt.Sprintf("%s, gateway %s, process %d", uplink, n.Gateway, n.PID))
+	field(w, "uplink fails", n.Error)
+	if n.Ends > 0 {
+		field(w, "uplink ended", fmt.Sprintf("%d times, the last one %s", n.Ends, n.LastEnd))
+	}
+	for _, m := range n.Missing {
+		field(w, "uplink lacks", m)
+	}
+	for _, p := range n.Published {
+		field(w, "published", p)
 	}
 }
 

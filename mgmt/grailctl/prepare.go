@@ -25,7 +25,7 @@ import (
 type vmFlags struct {
 	name, personality, engine, memory, files, dir, arch, root string
 	cpu                                                       float64
-	disks, nets, env                                          []string
+	disks, nets, env, publish                                 []string
 }
 
 func (f *vmFlags) add(cmd *cobra.Command) {
@@ -38,6 +38,7 @@ func (f *vmFlags) add(cmd *cobra.Command) {
 	fl.StringVar(&f.memory, "memory", "256M", "guest memory: a multiple of 2M, at least 16M; 128M for a Linux VM")
 	fl.StringArrayVar(&f.disks, "disk", nil, "give the VM a disk of a driver VM: DRIVER/DISK, or DRIVER/DISK:ro to only read it (repeatable)")
 	fl.StringArrayVar(&f.nets, "net", nil, "plug the VM into a port of a net driver: DRIVER/PORT (repeatable)")
+	fl.StringArrayVar(&f.publish, "publish", nil, "make a port of the VM reachable at one of the host's while it runs: [IP:]HOSTPORT:PORT[/udp]; the IP is 127.0.0.1 unless given; the first --net needs a driver with an uplink (repeatable)")
 	fl.StringVar(&f.root, "root", "", "the disk with the system of a Linux VM: DRIVER/DISK, or DRIVER/DISK:ro for changes in memory only (default: busybox, in memory)")
 	fl.StringVar(&f.files, "files", "", "directory whose content becomes the guest's read-only file system")
 	fl.StringVarP(&f.dir, "workdir", "w", "", "directory of the guest's file system in which the program starts (default: /)")
@@ -116,6 +117,16 @@ func (f *vmFlags) config(args []string) (api.VMConfig, *os.File, error) {
 			return cfg, nil, err
 		}
 		cfg.Nets = append(cfg.Nets, ref)
+	}
+	for _, s := range f.publish {
+		p, err := api.ParsePublish(s)
+		if err != nil {
+			return cfg, nil, fmt.Errorf("--publish %w", err)
+		}
+		cfg.Publish = append(cfg.Publish, p)
+	}
+	if err := api.CheckPublish(&cfg); err != nil {
+		return cfg, nil, fmt.Errorf("--publish: %w", err)
 	}
 	for _, s := range f.env {
 		name, _, ok := strings.Cut(s, "=")

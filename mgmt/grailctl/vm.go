@@ -93,10 +93,10 @@ func (c *cli) psCommand() *cobra.Command {
 			if c.json {
 				return c.print(list)
 			}
-			return c.table("NAME\tSTATE\tENGINE\tMEMORY\tCPU\tDISKS\tSINCE\tPROGRAM", func(w io.Writer) {
+			return c.table("NAME\tSTATE\tENGINE\tMEMORY\tCPU\tDISKS\tPUBLISHED\tSINCE\tPROGRAM", func(w io.Writer) {
 				for _, v := range list {
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", v.Name, stateOf(v), dash(string(v.EngineUsed)), size.Format(v.MemoryBytes),
-						capOf(v.CPU), dash(disksOf(v.Disks)), since(v), strings.Join(append([]string{v.Program}, v.Args...), " "))
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", v.Name, stateOf(v), dash(string(v.EngineUsed)), size.Format(v.MemoryBytes),
+						capOf(v.CPU), dash(disksOf(v.Disks)), dash(publishedOf(v.Publish)), since(v), strings.Join(append([]string{v.Program}, v.Args...), " "))
 				}
 			})
 		},
@@ -157,6 +157,14 @@ func portsOf(refs []api.NetRef) string {
 	var s []string
 	for _, r := range refs {
 		s = append(s, r.Driver+"/"+r.Port)
+	}
+	return strings.Join(s, ",")
+}
+
+func publishedOf(list []api.Publish) string {
+	var s []string
+	for _, p := range list {
+		s = append(s, p.String())
 	}
 	return strings.Join(s, ",")
 }

@@ -166,6 +166,9 @@ func (s *Switch) enter(p *port) {
 	}
 	p.tenant = t
 	t.ports = append(t.ports, p)
+	if len(s.macs) == 0 && s.up != nil {
+		s.up.open()
+	}
 	s.macs[p.mac] = p
 	if p.ip != 0 {
 		s.addrs[p.ip] = p
@@ -194,6 +197,9 @@ func (s *Switch) leave(p *port) {
 		delete(s.addrs6, p.cfg.Addr6.As16())
 	}
 	s.table.forget(p)
+	if len(s.macs) == 0 && s.up != nil {
+		s.up.shut()
+	}
 }
 
 // Detach ends the service of the attachment. It returns the index of each queue's next request. Unknown IDs are no error: the

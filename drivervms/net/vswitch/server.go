@@ -102,9 +102,6 @@ func New(c Config) *Switch {
 		}
 	}
 	s.poller = ring.NewPoller(c.Poll)
-	if s.up != nil {
-		s.poller.Add(s.up, ring.DoorbellOf(c.Uplink.FD()))
-	}
 	return s
 }
 

@@ -61,6 +61,8 @@ type outlet struct {
 	batch    int  // buffers that the next Receive is given
 	more     bool // the last Receive filled all it was given
 	ready    bool // the descriptor was readable
+	hung     bool // the other end is gone; what it has sent is still there
+	closed   bool // and has been taken
 	lastTry  int64
 	lastSome int64
 	frame    frame
@@ -97,17 +99,36 @@ func (o *outlet) Arm() bool { return !o.Pending() }
 // Disarm implements ring.Source.
 func (o *outlet) Disarm() {}
 
+// open begins to listen to the uplink, with the first port. A switch without ports leaves what comes for the next one: it may be a spare, beside
+// a switch that serves.
+func (o *outlet) open() {
+	if !o.closed {
+		o.sw.poller.Add(o, ring.DoorbellOf(o.up.FD()))
+	}
+}
+
+// shut undoes open, with the last port.
+func (o *outlet) shut() {
+	o.sw.poller.Remove(o)
+	o.more, o.ready = false, false
+}
+
 // look notes whether the uplink's descriptor was among those that a wait found readable.
 func (o *outlet) look(fds []unix.PollFd) {
 	for i := range fds {
 		if int(fds[i].Fd) == o.up.FD() && fds[i].Revents != 0 {
 			o.ready = true
+			o.hung = o.hung || fds[i].Revents&(unix.POLLHUP|unix.POLLERR|unix.POLLNVAL) != 0
 		}
 	}
 }
 
-// hostPoll is ppoll(2) that drains doorbells, and nothing else.
+// hostPoll is ppoll(2) that rings doorbells before it waits, and drains doorbells, and nothing else; see ring.PollerConfig.
 func (o *outlet) hostPoll(fds []unix.PollFd, timeout time.Duration) (int, error) {
+	for n := len(fds); n > 0 && fds[n-1].Events == ring.PollRing; n-- {
+		_ = ring.DoorbellOf(int(fds[n-1].Fd)).Ring() // a broken one is its client's loss
+		fds = fds[:n-1]
+	}
 	var limit *unix.Timespec
 	if timeout >= 0 {
 		t := unix.NsecToTimespec(int64(timeout))
@@ -140,6 +161,9 @@ func (o *outlet) longest() int  { return virtionet.MaxFrame }
 
 // put implements sink.
 func (o *outlet) put(h *virtionet.Header, head []byte, body [][]byte, n int) Reason {
+	if o.closed {
+		return DropUplink
+	}
 	if len(body)+1 > UplinkSegments {
 		return DropOffload
 	}
@@ -178,6 +202,9 @@ func (o *outlet) flush() {
 // receive takes frames from the uplink, unless it was found empty a moment ago.
 func (o *outlet) receive() int {
 	now := o.sw.now
+	if o.closed || len(o.sw.macs) == 0 {
+		return 0
+	}
 	wait := lookSeldom
 	if now-o.lastSome < lately {
 		wait = lookOften
@@ -190,6 +217,10 @@ func (o *outlet) receive() int {
 	o.more = n == o.batch
 	if n > 0 {
 		o.lastSome = now
+	} else if o.hung {
+		// Its descriptor would be readable for ever.
+		o.closed = true
+		o.shut()
 	}
 	for i := range n {
 		b := o.bufs[i][:min(max(o.lens[i], 0), len(o.bufs[i]))]
