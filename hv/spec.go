@@ -67,7 +67,9 @@ type Foreign struct {
 	Dir     string        `json:"dir"` // for the engine's own files
 	Disks   []ForeignDisk `json:"disks,omitempty"`
 	NICs    []ForeignNIC  `json:"nics,omitempty"`
-	TTY     bool          `json:"tty,omitempty"` // Argv gets a terminal, and Stdin is one in raw mode
+	TTY     bool          `json:"tty,omitempty"`    // Argv gets a terminal, and Stdin is one in raw mode
+	User    string        `json:"user,omitempty"`   // who runs Argv, as the guest names it; empty: root
+	BootMs  int64         `json:"bootMs,omitempty"` // how long the guest may take until its agent answers; 0: 5 minutes
 }
 
 // ForeignDisk is a disk of a driver VM, reached through the vhost-user socket of its portal.

@@ -82,6 +82,9 @@ func CheckLinux(c *VMConfig) error {
 	default:
 		return Errorf(Invalid, "there is no architecture %q; use amd64 or arm64", c.Arch)
 	}
+	if c.BootMs < 0 {
+		return Errorf(Invalid, "a Linux VM cannot boot in %d ms", c.BootMs)
+	}
 	if c.Files != "" {
 		return Errorf(Invalid, "a Linux VM has no file bundle; give it a disk, or copy files through grailctl exec")
 	}

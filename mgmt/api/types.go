@@ -70,6 +70,17 @@ type VMConfig struct {
 	Nets        []NetRef  `json:"nets,omitempty"`    // ports that it is plugged into
 	Publish     []Publish `json:"publish,omitempty"` // ports of the VM that the host offers
 	Root        *DiskRef  `json:"root,omitempty"`    // personality linux: the disk with its system; nil: the default system, in memory
+	Image       *Image    `json:"image,omitempty"`   // personality linux: the image from which graild makes Root
+	User        string    `json:"user,omitempty"`    // personality linux: who runs Program, as the guest names it, USER or USER:GROUP; empty: root
+	BootMs      int64     `json:"bootMs,omitempty"`  // personality linux: how long it may take until its agent answers; 0: 5 minutes
+}
+
+// Image is a root disk that grailctl image build has made.
+type Image struct {
+	Name     string `json:"name"`
+	Digest   string `json:"digest"`             // "sha256:" and 64 hexadecimal digits, of the disk
+	Path     string `json:"path"`               // of the disk, absolute
+	Writable bool   `json:"writable,omitempty"` // the VM gets a copy of its own; otherwise what it writes is in memory
 }
 
 // The personalities.
@@ -160,6 +171,7 @@ type DriverConfig struct {
 	Uplink      string    `json:"uplink,omitempty"` // the switch's way out: "user", "user:loopback", or empty for none; type net
 	Socket      bool      `json:"socket,omitempty"`
 	NoSpare     bool      `json:"noSpare,omitempty"` // keep no booted instance in reserve
+	Image       string    `json:"image,omitempty"`   // the image that it serves to VMs; graild made it for them, and removes it after the last
 }
 
 // Driver is a driver VM as graild sees it.

@@ -113,6 +113,7 @@ func (d *Daemon) adopt() error {
 	for _, f := range begin {
 		f()
 	}
+	d.background.Go(d.sweepImages)
 	if len(vms)+len(drivers) > 0 {
 		d.log.Info("adopted", "vms", len(vms), "drivers", len(drivers), "processes", len(procs))
 	}

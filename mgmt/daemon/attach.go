@@ -150,6 +150,9 @@ func (v *vm) detachDevice(dev api.Device) error {
 	if inst != nil && cfg.Personality != api.Linux {
 		return api.Errorf(api.Busy, "VM %s is %s and keeps its disks while it runs; stop it first with grailctl stop %s", cfg.Name, cfg.Personality, cfg.Name)
 	}
+	if dev.Net != nil && i == 0 && len(cfg.Publish) > 0 {
+		return api.Errorf(api.Busy, "the published ports of VM %s are reached through %s, which stays therefore", cfg.Name, dev)
+	}
 	next := cfg
 	if dev.Disk != nil {
 		dev.Disk = &cfg.Disks[i]

@@ -61,6 +61,9 @@ func checkVM(c *api.VMConfig) error {
 		if err := api.CheckLinux(c); err != nil {
 			return err
 		}
+		if i := c.Image; i != nil && (!imageDigest.MatchString(i.Digest) || !filepath.IsAbs(i.Path)) {
+			return api.Errorf(api.Invalid, "image %q: expected a digest and an absolute path, not %.80q and %q", i.Name, i.Digest, i.Path)
+		}
 	default:
 		return api.Errorf(api.Invalid, "there is no personality %q; use native or linux", c.Personality)
 	}

@@ -36,6 +36,8 @@ type Daemon struct {
 	making   map[string]bool // names of drivers being created
 	handover *handover
 
+	images sync.Mutex // held while drivers of images come and go, and while a VM begins to use one
+
 	closing    chan struct{}
 	closeOnce  sync.Once
 	background sync.WaitGroup
@@ -141,7 +143,7 @@ func (d *Daemon) taken(name string) error {
 }
 
 // CreateVM makes a personality VM. With durable it returns when that is on disk; otherwise a kill of graild may undo it.
-func (d *Daemon) CreateVM(cfg api.VMConfig, durable bool) error {
+func (d *Daemon) CreateVM(cfg api.VMConfig, durable bool) (err error) {
 	if err := checkVM(&cfg); err != nil {
 		return err
 	}
@@ -157,6 +159,18 @@ func (d *Daemon) CreateVM(cfg api.VMConfig, durable bool) error {
 	}
 	if err := d.checkPublished(cfg); err != nil {
 		return err
+	}
+	if cfg.Image != nil {
+		release, err := d.useImage(&cfg)
+		if err != nil {
+			return err
+		}
+		defer func() {
+			release()
+			if err != nil {
+				d.sweepImages()
+			}
+		}()
 	}
 	rec := &store.VM{Config: cfg, State: api.Created, Created: time.Now()}
 	d.mu.Lock()
@@ -215,7 +229,11 @@ func (d *Daemon) drop(v *vm, generation int) error {
 	if err := d.store.DeleteVM(v.name()); err != nil {
 		return err
 	}
-	return os.RemoveAll(d.dirs.VM(v.name()))
+	err := os.RemoveAll(d.dirs.VM(v.name()))
+	if v.rec.Config.Image != nil {
+		d.sweepImages()
+	}
+	return err
 }
 
 // removeGrace is how long a VM that is to be removed at its end keeps its result for a client that lost its connection.
@@ -418,8 +436,11 @@ func (d *Daemon) RemoveDriver(name string, force bool) error {
 	if err != nil {
 		return err
 	}
-	dr.mu.Lock()
 	var users []string
+	if dr.rec.Config.Image != "" {
+		users = d.rootedIn(name)
+	}
+	dr.mu.Lock()
 	for _, c := range dr.clientList() {
 		users = append(users, c.att.Client)
 	}

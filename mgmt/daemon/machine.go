@@ -132,7 +132,7 @@ func (d *Daemon) linuxMachine(cfg api.VMConfig, generation int) (*machine, error
 		return nil, err
 	}
 	f := &hv.Foreign{Arch: arch, CPUs: max(1, int(math.Ceil(cfg.CPU))), QEMU: emulator, Kernel: image.Kernel, Initrds: image.Initrds,
-		Dir: filepath.Join(d.dirs.Run, "qemu", cfg.Name), TTY: cfg.TTY}
+		Dir: filepath.Join(d.dirs.Run, "qemu", cfg.Name), TTY: cfg.TTY, User: cfg.User, BootMs: cfg.BootMs}
 	if cfg.CPU == 0 {
 		f.CPUs = min(2, runtime.NumCPU())
 	}

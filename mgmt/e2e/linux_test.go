@@ -153,35 +153,8 @@ func TestLinuxEnds(t *testing.T) {
 
 // TestLinuxRoot builds a root disk and boots from it, once read only and once for writing.
 func TestLinuxRoot(t *testing.T) {
-	busybox, err := exec.LookPath("busybox")
-	if err != nil {
-		t.Skip("SKIPPED: no busybox here (package busybox-static)")
-	}
 	r := linuxRig(t)
-	content, err := os.ReadFile(busybox)
-	if err != nil {
-		t.Fatal(err)
-	}
-	root := t.TempDir()
-	for path, b := range map[string][]byte{"bin/busybox": content, "etc/motd": []byte("hello from the image\n")} {
-		if err := os.MkdirAll(filepath.Dir(filepath.Join(root, path)), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(root, path), b, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, d := range []string{"proc", "sys", "dev", "tmp", "run"} {
-		if err := os.Mkdir(filepath.Join(root, d), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, a := range []string{"sh", "cat", "touch", "ls", "sync"} {
-		if err := os.Symlink("busybox", filepath.Join(root, "bin", a)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	disk := strings.TrimSpace(r.ctl("image", "build", "own", "--dir", root, "--size", "64M"))
+	disk := r.ownImage("64M")
 	before, err := os.ReadFile(disk)
 	if err != nil {
 		t.Fatal(err)

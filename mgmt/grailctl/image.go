@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -13,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/grailos/grail/images/build"
+	"github.com/grailos/grail/mgmt/api"
 	"github.com/grailos/grail/mgmt/place"
 	"github.com/grailos/grail/mgmt/size"
 )
@@ -54,13 +57,12 @@ func (c *cli) imageBuildCommand() *cobra.Command {
 	var bytes string
 	cmd := &cobra.Command{
 		Use: "build NAME", Short: "Build a root disk from a folder, an archive, a container image or a Debian suite",
-		Long: `build makes an ext4 disk with the content of exactly one source. The same input gives the same bytes. The disk's path is printed, for
-driver create; an older image of the same name is replaced.`,
+		Long: `build makes an ext4 disk with the content of exactly one source. The same input gives the same bytes. The disk's path is printed; an
+older image of the same name is replaced, and VMs that were made from it keep it.`,
 		Example: `  grailctl image build web --dir ./rootfs
   docker save nginx > nginx.tar && grailctl image build nginx --docker nginx.tar
   grailctl image build debian --suite bookworm --package tcc --size 1G
-  grailctl driver create blk blk0 --socket --disk root=$(grailctl image build web --dir ./rootfs):ro
-  grailctl run --personality linux --root blk0/root:ro -- /bin/server`,
+  grailctl run --personality linux --image web -- /bin/server`,
 		Args: exactly("the NAME of the image"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.Name = args[0]
@@ -213,4 +215,46 @@ func imageError(name string, err error) error {
 		return fmt.Errorf("there is no image %s; grailctl image ls lists those that are there", name)
 	}
 	return err
+}
+
+// fromImage makes an image the system of a VM, with what the image says about running it where the command line says nothing.
+func (f *vmFlags) fromImage(cfg *api.VMConfig) error {
+	if f.root != "" {
+		return errors.New("--image and --root exclude each other: either is the system of the VM")
+	}
+	name, writable := strings.CutSuffix(f.image, ":rw")
+	store, _, err := images()
+	if err != nil {
+		return err
+	}
+	i, err := store.Inspect(name)
+	if err != nil {
+		return imageError(name, err)
+	}
+	if cfg.Arch == "" {
+		cfg.Arch = i.Arch
+	}
+	if cfg.Arch != i.Arch {
+		return fmt.Errorf("--arch %s: image %s is for %s", cfg.Arch, name, i.Arch)
+	}
+	cfg.Image = &api.Image{Name: name, Digest: i.Digest, Path: i.Disk, Writable: writable}
+	if cfg.Program == "" && len(i.Argv) > 0 {
+		cfg.Program, cfg.Args = i.Argv[0], i.Argv[1:]
+	}
+	cfg.Env, cfg.Dir, cfg.User = slices.Clone(i.Env), i.Dir, i.User
+	return nil
+}
+
+// completeImages offers the images for --image.
+func completeImages(cmd *cobra.Command) {
+	// It fails for a flag that is not there.
+	_ = cmd.RegisterFlagCompletionFunc("image", func(*cobra.Command, []string, string) (names []string, _ cobra.ShellCompDirective) {
+		if store, _, err := images(); err == nil {
+			list, _ := store.List()
+			for _, i := range list {
+				names = append(names, i.Name)
+			}
+		}
+		return names, cobra.ShellCompDirectiveNoFileComp
+	})
 }

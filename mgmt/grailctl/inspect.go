@@ -92,6 +92,7 @@ func (c *cli) showVM(v api.VM) {
 	field(w, "files", v.Files)
 	field(w, "directory", v.Dir)
 	field(w, "personality", v.Personality)
+	field(w, "image", imageOf(v.Image))
 	field(w, "engine", string(v.EngineUsed))
 	field(w, "memory", size.Format(v.MemoryBytes))
 	if v.CPU > 0 {
@@ -126,6 +127,16 @@ func (c *cli) showVM(v api.VM) {
 			showFault(w, f)
 		}
 	}
+}
+
+func imageOf(i *api.Image) string {
+	switch {
+	case i == nil:
+		return ""
+	case i.Writable:
+		return i.Name + ":rw (" + i.Digest + ")"
+	}
+	return i.Name + " (" + i.Digest + ")"
 }
 
 func showStats(w io.Writer, s hv.Stats, denied map[string]int) {

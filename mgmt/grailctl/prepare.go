@@ -23,9 +23,10 @@ import (
 
 // vmFlags are the flags that describe a personality VM.
 type vmFlags struct {
-	name, personality, engine, memory, files, dir, arch, root string
-	cpu                                                       float64
-	disks, nets, env, publish                                 []string
+	name, personality, engine, memory, files, dir, arch, root, image string
+	cpu                                                              float64
+	disks, nets, env, publish                                        []string
+	boot                                                             time.Duration
 }
 
 func (f *vmFlags) add(cmd *cobra.Command) {
@@ -40,10 +41,13 @@ func (f *vmFlags) add(cmd *cobra.Command) {
 	fl.StringArrayVar(&f.nets, "net", nil, "plug the VM into a port of a net driver: DRIVER/PORT (repeatable)")
 	fl.StringArrayVar(&f.publish, "publish", nil, "make a port of the VM reachable at one of the host's while it runs: [IP:]HOSTPORT:PORT[/udp]; the IP is 127.0.0.1 unless given; the first --net needs a driver with an uplink (repeatable)")
 	fl.StringVar(&f.root, "root", "", "the disk with the system of a Linux VM: DRIVER/DISK, or DRIVER/DISK:ro for changes in memory only (default: busybox, in memory)")
+	fl.StringVar(&f.image, "image", "", "an image of grailctl image build as the system of a Linux VM: IMAGE, with changes in memory, or IMAGE:rw, with a copy for the VM alone")
+	fl.DurationVar(&f.boot, "boot-timeout", 0, "how long a Linux VM may take to boot (default 5m)")
 	fl.StringVar(&f.files, "files", "", "directory whose content becomes the guest's read-only file system")
 	fl.StringVarP(&f.dir, "workdir", "w", "", "directory of the guest's file system in which the program starts (default: /)")
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "set a variable in the guest: NAME=value, or NAME to pass on its value here (repeatable)")
 	completeDevices(cmd)
+	completeImages(cmd)
 	// What follows the program is the program's.
 	fl.SetInterspersed(false)
 }
@@ -72,6 +76,9 @@ func (f *vmFlags) config(args []string) (api.VMConfig, *os.File, error) {
 		if f.arch != "" {
 			return cfg, nil, errors.New("--arch is for Linux VMs; a native program has the host's architecture")
 		}
+		if f.image != "" || f.boot != 0 {
+			return cfg, nil, errors.New("--image and --boot-timeout are for Linux VMs; a native program brings all that it needs")
+		}
 		if f.root != "" {
 			return cfg, nil, errors.New("--root is for Linux VMs; a native program gets its files by --files")
 		}
@@ -83,6 +90,15 @@ func (f *vmFlags) config(args []string) (api.VMConfig, *os.File, error) {
 				return cfg, nil, err
 			}
 			cfg.Root = &ref
+		}
+		if f.boot < 0 || f.boot > 0 && f.boot < time.Millisecond {
+			return cfg, nil, fmt.Errorf("--boot-timeout %v is too short; give 1ms or more", f.boot)
+		}
+		cfg.BootMs = f.boot.Milliseconds()
+		if f.image != "" {
+			if err := f.fromImage(&cfg); err != nil {
+				return cfg, nil, err
+			}
 		}
 	default:
 		return cfg, nil, fmt.Errorf("there is no personality %q; use native or linux", cfg.Personality)
@@ -153,7 +169,9 @@ func (f *vmFlags) config(args []string) (api.VMConfig, *os.File, error) {
 	if f.dir != "" && !path.IsAbs(f.dir) {
 		return cfg, nil, fmt.Errorf("--workdir %s is relative; give a path of the guest's file system that begins with /", f.dir)
 	}
-	cfg.Dir = f.dir
+	if f.dir != "" {
+		cfg.Dir = f.dir
+	}
 	if cfg.Personality == api.Linux {
 		return cfg, nil, api.CheckLinux(&cfg)
 	}

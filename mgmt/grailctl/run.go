@@ -37,7 +37,8 @@ system, and the VM ends when it has ended; without PROGRAM, when it is stopped.`
   grailctl run --disk blk0/data:ro -- ./fshash data
   grailctl run --net net0/web -- ./netcheck serve
   grailctl run --personality linux -- uname -a
-  grailctl run --personality linux -t -- sh`,
+  grailctl run --personality linux -t -- sh
+  grailctl run --personality linux --image debian -- apt list --installed`,
 		Args: f.program,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if tty {

@@ -159,7 +159,11 @@ func kernelLine(arch string) string {
 
 // work waits for the agent and runs the VM's program. Without one it waits for the end of the VM.
 func (v *vm) work(port io.ReadWriteCloser, gone <-chan struct{}) (code int, err error) {
-	boot, cancel := context.WithTimeoutCause(v.ctx, bootLimit, fmt.Errorf("not within %v", bootLimit))
+	limit := bootLimit
+	if ms := v.spec.Foreign.BootMs; ms > 0 {
+		limit = time.Duration(ms) * time.Millisecond
+	}
+	boot, cancel := context.WithTimeoutCause(v.ctx, limit, fmt.Errorf("not within %v", limit))
 	defer cancel()
 	go func() {
 		select {
@@ -175,12 +179,16 @@ func (v *vm) work(port io.ReadWriteCloser, gone <-chan struct{}) (code int, err 
 	v.mu.Lock()
 	v.agent = a
 	v.mu.Unlock()
+	if a.Hello.Failure != "" {
+		// What works without a part of what it was to have may do harm.
+		return 0, fmt.Errorf("the guest is not as it should be: %s", a.Hello.Failure)
+	}
 	close(v.ready)
 	if len(v.spec.Argv) == 0 {
 		<-a.Done()
 		return 0, nil
 	}
-	o := agent.ExecOptions{Process: agent.Process{Argv: v.spec.Argv, Env: v.spec.Env, Dir: v.spec.Dir}, Signals: v.signals, TTY: v.spec.Foreign.TTY,
+	o := agent.ExecOptions{Process: agent.Process{Argv: v.spec.Argv, Env: v.spec.Env, Dir: v.spec.Dir, User: v.spec.Foreign.User}, Signals: v.signals, TTY: v.spec.Foreign.TTY,
 		Stdin: file(v.spec.Stdin, "stdin"), Stdout: v.output(v.spec.Stdout), Stderr: v.output(v.spec.Stderr)}
 	return a.Exec(v.ctx, o)
 }
