@@ -43,6 +43,15 @@ func (h *Host) Loop(s Server, handle func(abi.Message) error, after func()) erro
 	}
 }
 
+// Answer answers a question whose answer is an error or none.
+func (h *Host) Answer(question abi.Message, err error) error {
+	answer := abi.Message{Type: question.Type, ID: question.ID}
+	if err != nil {
+		answer.Text = err.Error()
+	}
+	return h.Channel.Send(answer)
+}
+
 // Dead tells the host that the driver no longer serves an attachment, and why.
 func (h *Host) Dead(id uint64, reason string) {
 	if err := h.Channel.Send(abi.Message{Type: abi.MsgDead, ID: id, Text: reason}); err != nil {

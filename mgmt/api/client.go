@@ -181,6 +181,11 @@ func (c *Client) RestartDriver(ctx context.Context, name string) (d Driver, err 
 	return d, c.do(ctx, "POST", "drivers/"+seg(name)+"/restart", nil, &d)
 }
 
+// UpgradeDriver replaces the program of a driver VM and answers when the new one serves.
+func (c *Client) UpgradeDriver(ctx context.Context, name string, r UpgradeDriver) (u Upgrade, err error) {
+	return u, c.do(ctx, "POST", "drivers/"+seg(name)+"/upgrade", r, &u)
+}
+
 // CrashDriver makes a driver VM fail on purpose.
 func (c *Client) CrashDriver(ctx context.Context, name, how string) (d Driver, err error) {
 	return d, c.do(ctx, "POST", "drivers/"+seg(name)+"/crash", CrashDriver{How: how}, &d)

@@ -191,6 +191,22 @@ type Driver struct {
 	Status     *hv.Status `json:"status,omitempty"`
 	Notes      []string   `json:"notes,omitempty"`
 	Logs       []string   `json:"logs"`
+	Program    string     `json:"program,omitempty"` // SHA-256 of the program that it was upgraded to; empty: the installed one
+}
+
+// UpgradeDriver is the body of POST drivers/{name}/upgrade. The ticket stands for the program.
+type UpgradeDriver struct {
+	Ticket     string `json:"ticket,omitempty"`
+	Installed  bool   `json:"installed,omitempty"`  // the installed program of the driver's type, and no ticket
+	DeadlineMs int    `json:"deadlineMs,omitempty"` // for the new program to be ready and to test itself; 0: 20,000
+}
+
+// Upgrade answers UpgradeDriver.
+type Upgrade struct {
+	Driver   string  `json:"driver"`
+	From     string  `json:"from,omitempty"` // SHA-256 of the program before; empty: the installed one
+	To       string  `json:"to,omitempty"`   // SHA-256 of the program now; empty: the installed one
+	SwitchMs float64 `json:"switchMs"`       // from the start of the drain until the new instance served every client
 }
 
 // Binding is one client's attachment to a driver VM.
@@ -247,6 +263,7 @@ type Crash struct {
 	Cause      hv.Cause `json:"cause"`
 	Message    string   `json:"message,omitempty"`
 	Injected   string   `json:"injected,omitempty"` // how, when it was crashed on request
+	Program    string   `json:"program,omitempty"`  // SHA-256 of the program that it was upgraded to; empty: the installed one
 	Clients    int      `json:"clients"`
 	// The steps of the recovery; zero where unknown. Crashed is the last sign of life for a hang.
 	Crashed  time.Time `json:"crashed,omitzero"`

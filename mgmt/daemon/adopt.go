@@ -328,7 +328,7 @@ func (dr *driver) adopt(p *running, newest int) (*driverInstance, *recovery) {
 	}
 	dr.rec.Launch = max(dr.rec.Launch, newest)
 	if i := d.instanceOf(p, dr.rec.Engine, dr.rec.Started); i != nil {
-		inst := &driverInstance{instance: i, hung: make(chan struct{}), period: dr.period()}
+		inst := &driverInstance{instance: i, hung: make(chan struct{}), period: dr.period(), program: dr.rec.Runs}
 		kept, err := i.kept()
 		if err != nil {
 			d.log.Error("adopt: descriptors are lost", "driver", dr.name(), "error", err)

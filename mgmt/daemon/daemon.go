@@ -114,13 +114,6 @@ func (d *Daemon) driver(name string) (*driver, error) {
 	return nil, api.Errorf(api.NotFound, "there is no driver %q; there is %s", name, quoted(slices.Sorted(maps.Keys(d.drivers))))
 }
 
-func (d *Daemon) driverType(name string) string {
-	if dr, err := d.driver(name); err == nil {
-		return dr.rec.Config.Type
-	}
-	return "blk"
-}
-
 // vm finds a personality VM by name.
 func (d *Daemon) vm(name string) (*vm, error) {
 	d.mu.Lock()

@@ -43,6 +43,7 @@ type driver struct {
 	planned   bool                  // the present instance is being replaced on request
 	backoff   reincarnation.Backoff
 
+	upgrading  sync.Mutex // held during an upgrade
 	publishing sync.Mutex // held while the NAT process is told what is published
 
 	adopted  *running      // the predecessor's portal process
@@ -242,14 +243,26 @@ func (dr *driver) restart(ctx context.Context) error {
 		}
 		return dr.waitFor(ctx, func() bool { return dr.state == api.Ready })
 	}
-	inst := dr.inst
 	spare := dr.spare
 	dr.spare = nil // it may run from an older program
-	clients := dr.clientList()
-	dr.planned = true
-	dr.set(api.Recovering, "restart on request")
 	dr.mu.Unlock()
 	dr.discard(spare)
+	return dr.replace(ctx)
+}
+
+// replace has the next instance take over from the present one, after what is in flight is done. Where the present one is not there, it
+// waits for the next one.
+func (dr *driver) replace(ctx context.Context) error {
+	dr.mu.Lock()
+	inst, serves := dr.inst, dr.state == api.Ready
+	if !serves {
+		dr.mu.Unlock()
+		return dr.waitFor(ctx, func() bool { return dr.state == api.Ready })
+	}
+	clients := dr.clientList()
+	dr.planned = true
+	dr.set(api.Recovering, "replaced on request")
+	dr.mu.Unlock()
 	for _, c := range clients {
 		c.mu.Lock()
 		served := c.on == inst
@@ -278,7 +291,7 @@ func (dr *driver) view() api.Driver {
 	dr.mu.Lock()
 	v := api.Driver{DriverConfig: dr.rec.Config, State: dr.state, Message: dr.message, Generation: dr.rec.Generation,
 		EngineUsed: dr.rec.Engine, Created: dr.rec.Created, Started: dr.rec.Started, Crashes: dr.rec.Crashes,
-		Spare: dr.spare != nil && !dr.spare.gone(), Notes: slices.Clone(dr.rec.Notes), Clients: []api.Binding{}, Logs: dr.d.logsOf(dr.name())}
+		Program: dr.rec.Runs, Spare: dr.spare != nil && !dr.spare.gone(), Notes: slices.Clone(dr.rec.Notes), Clients: []api.Binding{}, Logs: dr.d.logsOf(dr.name())}
 	inst := dr.inst
 	if inst != nil && !inst.gone() {
 		v.PID = inst.proc.PID

@@ -25,6 +25,7 @@ type driverInstance struct {
 	status     *os.File      // abi.StatusSize bytes, written by the guest
 	hostStatus *os.File      // see hv.Spec.HostStatus
 	period     time.Duration // of its heartbeat
+	program    string        // digest; see programPath
 	hung       chan struct{}
 	hungSince  atomic.Int64 // Unix nanoseconds of the last sign of life, set before hung is closed
 	hungOnce   atomic.Bool
@@ -39,14 +40,14 @@ const (
 	keepBacking = "backing:" // + disk ID
 )
 
-// launchDriver starts the next instance of a driver.
-func (d *Daemon) launchDriver(dr *driver, generation int) (_ *driverInstance, err error) {
+// launchDriver starts the next instance of a driver, of the program with that digest; see programPath.
+func (d *Daemon) launchDriver(dr *driver, generation int, digest string) (_ *driverInstance, err error) {
 	cfg := dr.rec.Config
 	vmm, err := place.Program("grailvm")
 	if err != nil {
 		return nil, err
 	}
-	path, err := place.Program("drivers/" + cfg.Type)
+	path, err := dr.programPath(digest)
 	if err != nil {
 		return nil, err
 	}
@@ -62,7 +63,7 @@ func (d *Daemon) launchDriver(dr *driver, generation int) (_ *driverInstance, er
 	if kvm != nil {
 		defer kvm.Close()
 	}
-	inst := &driverInstance{hung: make(chan struct{}), period: dr.period()}
+	inst := &driverInstance{hung: make(chan struct{}), period: dr.period(), program: digest}
 	defer func() {
 		if err != nil {
 			inst.closePages()
@@ -154,6 +155,8 @@ func (i *driverInstance) waitReady(timeout time.Duration) (*hv.Status, error) {
 		case err != nil && (i.gone() || errors.Is(err, hv.ErrClosed)):
 			i.awaitEnd() // its end says more than the broken connection
 			return nil, errEnded
+		case errors.Is(err, errTimeout):
+			return nil, fmt.Errorf("the driver's program was not ready within %v", timeout)
 		case err != nil:
 			return nil, err
 		case st.State == hv.StateReady:

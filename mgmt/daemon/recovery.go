@@ -6,7 +6,6 @@ import (
 
 	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/mgmt/api"
-	"github.com/grailos/grail/mgmt/place"
 	"github.com/grailos/grail/mgmt/trace"
 )
 
@@ -43,7 +42,7 @@ func (r *recovery) complete() {
 				c.RecoverMs = float64(until.Sub(c.Crashed).Microseconds()) / 1000
 			}
 			if c.Report != nil && c.Report.Fault != nil {
-				c.Trace = r.d.traceOf("drivers/"+r.d.driverType(c.Driver), c.Report.Fault)
+				c.Trace = r.d.traceOf(c, c.Report.Fault)
 			}
 			r.d.store.PutCrashLater(c)
 			r.d.log.Info("driver recovered", "driver", c.Driver, "cause", c.Cause, "ms", c.RecoverMs)
@@ -55,13 +54,17 @@ func (r *recovery) complete() {
 	})
 }
 
-// traceOf decodes a fault of one of Grail's own programs.
-func (d *Daemon) traceOf(program string, f *hv.Fault) *api.Trace {
+// traceOf decodes a fault of a driver's program.
+func (d *Daemon) traceOf(c *api.Crash, f *hv.Fault) *api.Trace {
 	var names *trace.Program
-	if path, err := place.Program(program); err == nil {
+	dr, err := d.driver(c.Driver)
+	if err != nil {
+		return trace.Decode(f, nil)
+	}
+	if path, err := dr.programPath(c.Program); err == nil {
 		if file, err := os.Open(path); err == nil {
 			if names, err = trace.Open(file); err != nil {
-				d.log.Warn("names for a crash report", "program", program, "error", err)
+				d.log.Warn("names for a crash report", "program", path, "error", err)
 			}
 			file.Close()
 		}

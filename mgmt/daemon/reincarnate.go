@@ -113,7 +113,7 @@ func (dr *driver) rest(wait time.Duration, why string) bool {
 // next starts the next instance.
 func (dr *driver) next(rec *recovery) (*driverInstance, error) {
 	dr.mu.Lock()
-	state := api.Starting
+	state, program := api.Starting, dr.rec.Program
 	if dr.rec.Generation > 0 {
 		state = api.Recovering
 	}
@@ -127,7 +127,7 @@ func (dr *driver) next(rec *recovery) (*driverInstance, error) {
 			return nil, err
 		}
 		var err error
-		if inst, err = dr.d.launchDriver(dr, dr.nextLaunch()); err != nil {
+		if inst, err = dr.d.launchDriver(dr, dr.nextLaunch(), program); err != nil {
 			return nil, err
 		}
 	}
@@ -137,7 +137,7 @@ func (dr *driver) next(rec *recovery) (*driverInstance, error) {
 	dr.mu.Lock()
 	dr.inst = inst
 	dr.rec.Generation++
-	dr.rec.Engine, dr.rec.Started = inst.engine, inst.launched
+	dr.rec.Engine, dr.rec.Started, dr.rec.Runs = inst.engine, inst.launched, inst.program
 	dr.rec.Process = store.Process{PID: inst.proc.PID, Start: inst.proc.StartTime(), BootID: dr.d.bootID, Launch: inst.generation}
 	dr.d.store.PutDriverLater(&dr.rec)
 	dr.set(state, "")
@@ -329,10 +329,17 @@ func (dr *driver) died(inst *driverInstance, e *ending) (*recovery, time.Duratio
 	dr.rec.Crashes++
 	wait := dr.backoff.Died(e.crashed.Sub(inst.launched), inj.how != "")
 	dr.lastEnd = describe(e.report)
+	var unwanted *driverInstance
+	if dr.rollBack(inst, inj.how != "") {
+		unwanted, dr.spare = dr.spare, nil
+		wait = 0
+	}
 	dr.set(api.Recovering, dr.lastEnd)
 	c := api.Crash{Driver: dr.name(), Generation: dr.rec.Generation, Launch: inst.generation, Cause: e.report.Cause, Message: describe(e.report),
 		Injected: inj.how, Clients: len(dr.clients), Crashed: e.crashed, Detected: e.detected, Stopped: e.stopped, Report: e.report}
+	c.Program = inst.program
 	dr.mu.Unlock()
+	dr.discard(unwanted)
 	c.ID, _ = dr.d.store.NextID()
 	dr.d.log.Warn("driver died", "driver", c.Driver, "generation", c.Generation, "cause", c.Cause, "injected", c.Injected, "why", c.Message)
 	return dr.d.newRecovery(c, inst.report), wait

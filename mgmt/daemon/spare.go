@@ -28,13 +28,16 @@ func (dr *driver) prepareSpare(inst *driverInstance) {
 		case <-dr.d.closing:
 			return
 		}
-		spare, err := dr.d.launchDriver(dr, dr.nextLaunch())
+		dr.mu.Lock()
+		program := dr.rec.Program
+		dr.mu.Unlock()
+		spare, err := dr.d.launchDriver(dr, dr.nextLaunch(), program)
 		if err != nil {
 			dr.d.log.Warn("no spare", "driver", dr.name(), "error", err)
 			return
 		}
 		dr.mu.Lock()
-		keep := dr.spare == nil && !dr.planned && !dr.ending
+		keep := dr.spare == nil && !dr.planned && !dr.ending && program == dr.rec.Program
 		if keep {
 			dr.spare = spare
 		}

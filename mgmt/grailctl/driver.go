@@ -22,7 +22,7 @@ func (c *cli) driverCommand() *cobra.Command {
 		Long: `A driver VM serves host files or block devices to other VMs as disks. When it crashes, faults
 or hangs, graild replaces it; its clients notice a short stall.`,
 	})
-	cmd.AddCommand(c.driverCreateCommand(), c.driverLsCommand(), c.driverRestartCommand(), c.driverCrashCommand(),
+	cmd.AddCommand(c.driverCreateCommand(), c.driverLsCommand(), c.driverRestartCommand(), c.driverUpgradeCommand(), c.driverCrashCommand(),
 		c.driverRmCommand(), c.driverCrashesCommand(), c.driverStatsCommand())
 	return cmd
 }

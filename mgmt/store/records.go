@@ -47,6 +47,15 @@ type Driver struct {
 	Started    time.Time        `json:"started,omitzero"`
 	Crashes    int              `json:"crashes"`
 	Notes      []string         `json:"notes,omitempty"`
+	Program    string           `json:"program,omitempty"` // digest of the program that the next instance runs; empty: the installed one
+	Runs       string           `json:"runs,omitempty"`    // of the present instance
+	Upgrade    *Upgrade         `json:"upgrade,omitempty"` // the last one
+}
+
+// Upgrade says what an upgrade of a driver replaced.
+type Upgrade struct {
+	From string    `json:"from"` // digest of the program before; empty: the installed one
+	At   time.Time `json:"at"`
 }
 
 // maxCrashes is how many crash records are kept for one driver.

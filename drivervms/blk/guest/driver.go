@@ -70,6 +70,8 @@ func (d *driver) handle(m abi.Message) error {
 			answer.Text = string(b)
 		}
 		return d.host.Channel.Send(answer)
+	case abi.MsgTest:
+		return d.host.Answer(m, d.server.Test())
 	case abi.MsgInject:
 		d.host.Inject(m.Text, d.server, func(misbehave func()) {
 			d.server.Step = func(p serve.Step) {
