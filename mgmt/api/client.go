@@ -40,6 +40,9 @@ func NewClient(path string) *Client {
 	}}}
 }
 
+// closedIdle is how net/http's error reads that says that the server closed the connection before the request was written. It has no name.
+const closedIdle = "http: server closed idle connection"
+
 // Down reports whether err means that no graild answers at the socket: none runs, or it ended during the request,
 // which then may or may not have been carried out.
 func Down(err error) bool {
@@ -49,7 +52,8 @@ func Down(err error) bool {
 	}
 	var op *net.OpError
 	return errors.As(err, &op) || errors.Is(err, hv.ErrClosed) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
-		errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.ENOENT)
+		errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.ENOENT) ||
+		strings.HasSuffix(err.Error(), closedIdle)
 }
 
 // Absent reports whether err means that the request never reached a graild.

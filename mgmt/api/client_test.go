@@ -7,6 +7,7 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"net/url"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -91,5 +92,16 @@ func TestChecks(t *testing.T) {
 		if err := CheckCPU(c); KindOf(err) != Invalid {
 			t.Errorf("%g: %v", c, err)
 		}
+	}
+}
+
+// TestDownWhenClosedIdle: a graild that dies between accepting a connection and reading a request is down, however net/http words that.
+func TestDownWhenClosedIdle(t *testing.T) {
+	err := &url.Error{Op: "Get", URL: "http://graild/v1/version", Err: errors.New("http: server closed idle connection")}
+	if !Down(err) {
+		t.Errorf("%v is not taken for a graild that is gone", err)
+	}
+	if Down(&Error{Kind: Internal, Message: "an answer"}) {
+		t.Error("an answer is taken for a graild that is gone")
 	}
 }
