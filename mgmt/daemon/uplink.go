@@ -38,7 +38,7 @@ func uplinkOf(c *api.DriverConfig) (uplinkKind, error) {
 // lastAddress returns the last address of a network that a host can have. Precondition: IPv4, at most 30 bits.
 func lastAddress(p netip.Prefix) netip.Addr {
 	b := p.Masked().Addr().As4()
-	binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(b[:])|1<<(32-p.Bits())-1)
+	binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(b[:])|(1<<(32-p.Bits())-1))
 	return netip.AddrFrom4(b).Prev()
 }
 
