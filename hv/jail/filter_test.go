@@ -124,6 +124,22 @@ func TestFilterForeign(t *testing.T) {
 	}
 }
 
+// Sockets are made of the named families alone; the upper half of the argument is not forgotten.
+func TestFilterDomains(t *testing.T) {
+	vm := machine(t, Config{Syscalls: []string{"connect"}, Domains: []int{unix.AF_INET}})
+	for domain, want := range map[uint64]uint32{
+		unix.AF_INET: verdictAllow, unix.AF_UNIX: verdictRefuse, unix.AF_NETLINK: verdictRefuse, unix.AF_PACKET: verdictRefuse, unix.AF_INET6: verdictRefuse,
+		unix.AF_INET | 1<<32: verdictRefuse, 0: verdictRefuse,
+	} {
+		if v := judge(t, vm, unix.AUDIT_ARCH_X86_64, unix.SYS_SOCKET, domain); v != want {
+			t.Errorf("domain %#x: %#x, want %#x", domain, v, want)
+		}
+	}
+	if v := judge(t, vm, unix.AUDIT_ARCH_X86_64, unix.SYS_BIND, unix.AF_INET); v != verdictKill {
+		t.Errorf("bind: %#x", v)
+	}
+}
+
 func TestFilterNames(t *testing.T) {
 	if _, err := newPolicy(&Config{Syscalls: []string{"no_such_call"}}); err == nil {
 		t.Error("an unknown name was accepted")

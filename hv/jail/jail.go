@@ -26,7 +26,7 @@ type Config struct {
 	// mprotect, clone and prctl keep their rules even when they are named.
 	Syscalls []string
 	Numbers  []uint32
-	// Domains are the address families of which socket may make sockets, once it is named in Syscalls; it refuses others. Empty: all.
+	// Domains are the address families of which the process may make sockets; others are refused (EPERM).
 	Domains []int
 	// Ioctls are the requests that ioctl may make, on any descriptor. The most frequent comes first.
 	Ioctls []uint32

@@ -3,6 +3,7 @@ package usernet
 import (
 	"context"
 	"fmt"
+	stdnet "net"
 	"net/netip"
 	"os"
 	"slices"
@@ -45,6 +46,7 @@ type NAT struct {
 	life  context.Context
 	work  sync.WaitGroup
 	pings *pinger
+	dial  func(ctx context.Context, network, address string) (stdnet.Conn, error) // to the host's network
 
 	dns atomic.Pointer[[]netip.AddrPort]
 
@@ -55,7 +57,7 @@ type NAT struct {
 // New returns a NAT that serves the switch at the other end of far, a descriptor as net.NewSocket returns it, which it takes over when it
 // succeeds. With a nil far there is no switch, and published ports alone are served, by the host's own routes.
 func New(cfg net.NATConfig, far *os.File) (*NAT, error) {
-	n := &NAT{cfg: cfg, flows: flows{byGuest: map[netip.Addr]int{}}, published: map[string]*publication{}}
+	n := &NAT{cfg: cfg, flows: flows{byGuest: map[netip.Addr]int{}}, published: map[string]*publication{}, dial: (&stdnet.Dialer{}).DialContext}
 	n.SetResolvers(cfg.Resolvers)
 	n.life, n.ends = context.WithCancel(context.Background())
 	if far == nil {

@@ -144,13 +144,13 @@ func (n *NAT) inward(ctx context.Context, p *publication, c *net.TCPConn) {
 	}
 	n.flows.count(&n.flows.tcp, 1)
 	defer n.flows.count(&n.flows.tcp, -1)
-	n.join(ctx, guest, c)
+	join(ctx, guest, hostConn{c})
 }
 
 // dialGuest opens a connection to a guest, in the gateway's name.
 func (n *NAT) dialGuest(ctx context.Context, to netip.AddrPort) (stream, error) {
 	if n.stack == nil {
-		c, err := (&net.Dialer{}).DialContext(ctx, "tcp4", to.String())
+		c, err := n.dial(ctx, "tcp4", to.String())
 		if err != nil {
 			return nil, err
 		}
@@ -234,7 +234,7 @@ func answers(ctx context.Context, guest net.Conn, c net.PacketConn, client net.A
 
 func (n *NAT) dialGuestUDP(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
 	if n.stack == nil {
-		return (&net.Dialer{}).DialContext(ctx, "udp4", to.String())
+		return n.dial(ctx, "udp4", to.String())
 	}
 	remote := addressOf(to)
 	return gonet.DialUDP(n.stack, nil, &remote, ipv4.ProtocolNumber)

@@ -35,7 +35,7 @@ func (n *NAT) forwardTCP(r *tcp.ForwarderRequest) {
 	}
 	defer release()
 	ctx, cancel := context.WithTimeout(n.life, dialOut)
-	out, err := (&net.Dialer{}).DialContext(ctx, "tcp4", to.String())
+	out, err := n.dial(ctx, "tcp4", to.String())
 	cancel()
 	if err != nil {
 		r.Complete(true)
@@ -48,7 +48,7 @@ func (n *NAT) forwardTCP(r *tcp.ForwarderRequest) {
 		out.Close()
 		return
 	}
-	n.join(n.life, &guestConn{gonet.NewTCPConn(&queue, ep), ep}, out.(*net.TCPConn))
+	join(n.life, &guestConn{gonet.NewTCPConn(&queue, ep), ep}, hostConn{out.(*net.TCPConn)})
 }
 
 // stream is one end of a TCP connection.
@@ -79,11 +79,7 @@ func (c hostConn) abort() {
 }
 
 // join copies both ways until both ends have said all, or one of them fails, or ctx ends. A failure is passed on as one.
-func (n *NAT) join(ctx context.Context, guest stream, host *net.TCPConn) {
-	joinStreams(ctx, guest, hostConn{host})
-}
-
-func joinStreams(ctx context.Context, a, b stream) {
+func join(ctx context.Context, a, b stream) {
 	over := context.AfterFunc(ctx, func() {
 		a.abort()
 		b.abort()

@@ -51,7 +51,7 @@ func (n *NAT) forwardUDP(r *udp.ForwarderRequest) bool {
 			n.answerQueries(guest)
 			return
 		}
-		out, err := (&net.Dialer{}).DialContext(n.life, "udp4", to.String())
+		out, err := n.dial(n.life, "udp4", to.String())
 		if err != nil {
 			return
 		}
@@ -126,7 +126,7 @@ func (n *NAT) answerQueries(guest net.Conn) {
 		n.work.Go(func() {
 			defer func() { <-room }()
 			for _, server := range n.resolvers() {
-				if answer := ask(n.life, server, query); answer != nil {
+				if answer := n.ask(server, query); answer != nil {
 					_, _ = guest.Write(answer)
 					return
 				}
@@ -136,13 +136,13 @@ func (n *NAT) answerQueries(guest net.Conn) {
 }
 
 // ask returns a server's answer to a query, or nil.
-func ask(ctx context.Context, server netip.AddrPort, query []byte) []byte {
-	c, err := (&net.Dialer{}).DialContext(ctx, "udp4", server.String())
+func (n *NAT) ask(server netip.AddrPort, query []byte) []byte {
+	c, err := n.dial(n.life, "udp4", server.String())
 	if err != nil {
 		return nil
 	}
 	defer c.Close()
-	over := context.AfterFunc(ctx, func() { c.Close() })
+	over := context.AfterFunc(n.life, func() { c.Close() })
 	defer over()
 	_ = c.SetDeadline(time.Now().Add(dnsLimit))
 	if _, err := c.Write(query); err != nil {
