@@ -21,7 +21,7 @@ const defaultTimeout = 10 * time.Second
 type Options struct {
 	Features uint64        // virtio features that the caller can use; those also offered are acknowledged
 	Require  uint64        // virtio features without which Dial fails
-	Protocol uint64        // protocol features to use if offered; 0 means ProtocolSupported
+	Protocol uint64        // protocol features to use if offered; 0 means all that Frontend has a use for
 	Timeout  time.Duration // for the answer to one request; 0 means 10 s
 }
 
@@ -54,7 +54,8 @@ type Frontend struct {
 // the socket's.
 func Dial(ctx context.Context, path string, opt Options) (*Frontend, error) {
 	if opt.Protocol == 0 {
-		opt.Protocol = ProtocolSupported
+		// A back end that was promised a status waits for it before it serves.
+		opt.Protocol = ProtocolSupported &^ ProtocolStatus
 	}
 	if opt.Timeout == 0 {
 		opt.Timeout = defaultTimeout
