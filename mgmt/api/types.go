@@ -170,8 +170,9 @@ type DriverConfig struct {
 	Subnet      string    `json:"subnet,omitempty"` // of the ports' addresses; type net
 	Uplink      string    `json:"uplink,omitempty"` // the switch's way out: "user", "user:loopback", or empty for none; type net
 	Socket      bool      `json:"socket,omitempty"`
-	NoSpare     bool      `json:"noSpare,omitempty"` // keep no booted instance in reserve
-	Image       string    `json:"image,omitempty"`   // the image that it serves to VMs; graild made it for them, and removes it after the last
+	Unsealed    bool      `json:"unsealed,omitempty"` // admit vhost-user clients whose memory can shrink: see hv.PortalSpec.AllowUnsealed
+	NoSpare     bool      `json:"noSpare,omitempty"`  // keep no booted instance in reserve
+	Image       string    `json:"image,omitempty"`    // the image that it serves to VMs; graild made it for them, and removes it after the last
 }
 
 // Driver is a driver VM as graild sees it.

@@ -101,7 +101,7 @@ func (dr *driver) openPortal(adopted *running) (*portal, error) {
 	}
 	p.generation, p.socket = int(id), d.portalControl(dr.name(), int(id))
 	l := hv.PortalLaunch{Exec: hv.Exec{Path: path, Tag: d.tag(rolePortal, dr.name(), p.generation)},
-		Spec: hv.PortalSpec{Driver: dr.name(), FirstID: id * hv.PortalIDs}}
+		Spec: hv.PortalSpec{Driver: dr.name(), FirstID: id * hv.PortalIDs, AllowUnsealed: dr.rec.Config.Unsealed}}
 	if err := os.MkdirAll(d.dirs.VM(dr.name()), 0o700); err != nil {
 		return nil, err
 	}

@@ -30,7 +30,7 @@ or hangs, graild replaces it; its clients notice a short stall.`,
 func (c *cli) driverCreateCommand() *cobra.Command {
 	var disks, ports []string
 	var subnet, uplink string
-	var socket, spare bool
+	var socket, spare, unsealed bool
 	var engine, memory string
 	var heartbeat time.Duration
 	cmd := &cobra.Command{
@@ -46,7 +46,7 @@ nothing of its loopback; and their ports can be published on the host, with --pu
   grailctl driver create net net1 --port web --uplink user`,
 		Args: exactly("a TYPE", "a NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cfg := api.DriverConfig{Type: args[0], Name: args[1], Engine: hv.Engine(engine), Socket: socket, NoSpare: !spare, HeartbeatMs: int(heartbeat.Milliseconds())}
+			cfg := api.DriverConfig{Type: args[0], Name: args[1], Engine: hv.Engine(engine), Socket: socket, Unsealed: unsealed, NoSpare: !spare, HeartbeatMs: int(heartbeat.Milliseconds())}
 			if cfg.Type != "blk" && cfg.Type != "net" {
 				return fmt.Errorf("there is no driver of type %q; use blk or net", cfg.Type)
 			}
@@ -106,6 +106,7 @@ nothing of its loopback; and their ports can be published on the host, with --pu
 	fl.StringVar(&subnet, "subnet", "", "the IPv4 network of a net driver's ports (default: 10.77.0.0/16)")
 	fl.StringVar(&uplink, "uplink", "", "the way of a net driver's VMs out of the host: user, through sockets of an unprivileged process; user:loopback, which lets them also reach this host's 127.0.0.1 under the gateway's address (default: none)")
 	fl.BoolVar(&socket, "socket", false, "also offer each disk to other VMMs on a vhost-user socket, and print its path")
+	fl.BoolVar(&unsealed, "unsealed", false, "admit vhost-user clients that can take their memory away, such as DPDK's virtio-user; one that does makes the driver fail")
 	fl.StringVar(&engine, "engine", "", "what executes the driver: kvm or process (default: kvm where it works)")
 	fl.StringVar(&memory, "memory", "64M", "the driver VM's own memory")
 	fl.BoolVar(&spare, "spare", true, "keep the next instance booted, so that a recovery takes less time and the driver twice the memory")
