@@ -64,13 +64,22 @@ func (b *bench) removeDriver(name string) {
 	}
 }
 
-// stopDaemon ends every driver VM and the graild.
+// stopDaemon ends every VM, every driver VM and the graild.
 func (b *bench) stopDaemon() {
 	if b.daemon == nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
+	vms, err := b.daemon.VMs(ctx)
+	if err != nil {
+		b.progress("list VMs: %v", err)
+	}
+	for _, v := range vms {
+		if err := b.daemon.RemoveVM(ctx, v.Name, true); err != nil {
+			b.progress("remove VM %s: %v", v.Name, err)
+		}
+	}
 	list, err := b.daemon.Drivers(ctx)
 	if err != nil {
 		b.progress("list drivers: %v", err)

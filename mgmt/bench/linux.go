@@ -28,7 +28,7 @@ const (
 	linuxLimit  = 3 * time.Minute
 )
 
-var linuxNames = []string{"linux_boot", "linux_blk_seq", "linux_blk_4k"}
+var linuxNames = []string{"linux_boot", "linux_blk_seq", "linux_blk_4k", "linux_net_tcp"}
 
 // linux compares a Linux VM with a plain QEMU: the same kernel, initial file system, machine type and command line; its disk is a driver VM's on
 // one side and QEMU's own on the other, on the same file.
@@ -64,6 +64,13 @@ func linux(b *bench) ([]Result, error) {
 			return results, fmt.Errorf("linux_blk: %w", err)
 		}
 		results = append(results, rs...)
+	}
+	if b.wanted("linux_net_tcp") {
+		r, err := b.linuxNet(p)
+		if err != nil {
+			return results, fmt.Errorf("linux_net_tcp: %w", err)
+		}
+		results = append(results, r)
 	}
 	return results, nil
 }
@@ -103,8 +110,8 @@ type plainVM struct {
 	agent *agent.Client
 }
 
-// start boots the peer, with a disk if that is not empty, and returns when its agent has answered.
-func (p *plainQEMU) start(ctx context.Context, disk string) (*plainVM, error) {
+// start boots the peer, with a disk and a network back end (qemu(1), -netdev) if they are not empty, and returns when its agent has answered.
+func (p *plainQEMU) start(ctx context.Context, disk, netdev string) (*plainVM, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
@@ -127,6 +134,9 @@ func (p *plainQEMU) start(ctx context.Context, disk string) (*plainVM, error) {
 	if disk != "" {
 		args = append(args, "-drive", "if=none,id=d,format=raw,file="+disk+",file.locking=off", "-device", "virtio-blk-"+bus+",drive=d")
 	}
+	if netdev != "" {
+		args = append(args, "-netdev", netdev+",id=n", "-device", "virtio-net-"+bus+",netdev=n")
+	}
 	v := &plainVM{cmd: exec.CommandContext(ctx, p.program, args...)}
 	v.cmd.ExtraFiles = []*os.File{theirs}
 	var said bytes.Buffer
@@ -142,6 +152,16 @@ func (p *plainQEMU) start(ctx context.Context, disk string) (*plainVM, error) {
 		return nil, fmt.Errorf("plain QEMU: %w: %s", err, bytes.TrimSpace(said.Bytes()))
 	}
 	return v, nil
+}
+
+// run runs a program in the guest and returns its output, both streams of it.
+func (v *plainVM) run(ctx context.Context, argv ...string) (string, error) {
+	var out bytes.Buffer
+	code, err := v.agent.Exec(ctx, agent.ExecOptions{Process: agent.Process{Argv: argv}, Stdout: &out, Stderr: &out})
+	if err == nil && code != 0 {
+		err = fmt.Errorf("%v: exit code %d: %s", argv, code, out.String())
+	}
+	return out.String(), err
 }
 
 func (v *plainVM) stop() {
@@ -166,7 +186,7 @@ func (b *bench) linuxBoot(p *plainQEMU) (Result, error) {
 	}
 	theirs := func() (time.Duration, error) {
 		begin := time.Now()
-		v, err := p.start(b.ctx, "")
+		v, err := p.start(b.ctx, "", "")
 		if err != nil {
 			return 0, err
 		}
@@ -218,7 +238,7 @@ func (b *bench) linuxBlock(p *plainQEMU) ([]Result, error) {
 			b.progress("%v", err)
 		}
 	}()
-	peer, err := p.start(b.ctx, path)
+	peer, err := p.start(b.ctx, path, "")
 	if err != nil {
 		return nil, err
 	}
@@ -239,15 +259,11 @@ func (b *bench) linuxBlock(p *plainQEMU) ([]Result, error) {
 			return perSecond(out, j.count)
 		}
 		theirs := func() (float64, error) {
-			var out bytes.Buffer
-			code, err := peer.agent.Exec(b.ctx, agent.ExecOptions{Process: agent.Process{Argv: dd}, Stdout: &out, Stderr: &out})
-			if err == nil && code != 0 {
-				err = fmt.Errorf("dd: exit code %d: %s", code, out.String())
-			}
+			out, err := peer.run(b.ctx, dd...)
 			if err != nil {
 				return 0, err
 			}
-			return perSecond(out.String(), j.count)
+			return perSecond(out, j.count)
 		}
 		a, q, err := inTurn(b, j.name, b.rounds(5, 15), ours, theirs)
 		if err != nil {

@@ -56,6 +56,8 @@ var suites = []suite{
 	{names: blkNames, run: block},
 	{names: linuxNames, run: linux, slow: true},
 	{names: recoverNames, run: recovery},
+	{names: netNames, run: network},
+	{names: []string{"net_recover_ms"}, run: netRecovery},
 }
 
 func main() {

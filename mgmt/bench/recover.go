@@ -43,7 +43,10 @@ func recovery(b *bench) ([]Result, error) {
 		var stalls []float64
 		for n := range b.rounds(5, 21) {
 			b.progress("%s: run %d", name, n+1)
-			d, err := b.crashUnderLoad(t.client, how, uint64(n))
+			d, err := b.crashUnder("crash", how, func(stop *atomic.Bool, crashed *atomic.Int64) (time.Duration, error) {
+				r, err := t.client.Run(load.Job{Random: true, Block: 4 << 10, Depth: 8, Seed: uint64(n), Stop: stop, From: crashed, Check: true})
+				return r.Stall, err
+			})
 			if err != nil {
 				return results, fmt.Errorf("%s: %w", name, err)
 			}
@@ -54,7 +57,7 @@ func recovery(b *bench) ([]Result, error) {
 		if how == "hang" {
 			r.bar.most += float64(heartbeat.Milliseconds())
 		}
-		r.note, err = b.phases(how)
+		r.note, err = b.phases("crash", how)
 		if err != nil {
 			return results, err
 		}
@@ -75,10 +78,9 @@ const (
 // never is a time after every other, in Unix nanoseconds.
 const never = 1<<63 - 1
 
-// crashUnderLoad crashes the driver VM while requests are outstanding, and returns the longest pause between two
-// completions since then.
-func (b *bench) crashUnderLoad(c *load.Client, how string, seed uint64) (time.Duration, error) {
-	v, err := b.awaitSpare()
+// crashUnder crashes a driver VM under a load, and returns the longest pause that the load has found since then.
+func (b *bench) crashUnder(driver, how string, load func(stop *atomic.Bool, crashed *atomic.Int64) (stall time.Duration, err error)) (time.Duration, error) {
+	v, err := b.awaitSpare(driver)
 	if err != nil {
 		return 0, err
 	}
@@ -102,21 +104,21 @@ func (b *bench) crashUnderLoad(c *load.Client, how string, seed uint64) (time.Du
 		time.Sleep(loadAfter)
 		injected <- err
 	}()
-	r, err := c.Run(load.Job{Random: true, Block: 4 << 10, Depth: 8, Seed: seed, Stop: &stop, From: &crashed, Check: true})
+	stall, err := load(&stop, &crashed)
 	stop.Store(true)
 	if ierr := <-injected; err == nil {
 		err = ierr
 	}
-	if err == nil && r.Stall == 0 {
+	if err == nil && stall == 0 {
 		err = errors.New("the load ended before the crash")
 	}
-	return r.Stall, err
+	return stall, err
 }
 
 // awaitSpare returns when the driver serves and has its next instance in reserve, if it is going to.
-func (b *bench) awaitSpare() (v api.Driver, err error) {
+func (b *bench) awaitSpare(driver string) (v api.Driver, err error) {
 	for deadline := time.Now().Add(spareLimit); ; time.Sleep(20 * time.Millisecond) {
-		v, err = b.daemon.Driver(b.ctx, "crash")
+		v, err = b.daemon.Driver(b.ctx, driver)
 		if err != nil {
 			return v, err
 		}
@@ -135,8 +137,8 @@ func (b *bench) awaitSpare() (v api.Driver, err error) {
 }
 
 // phases sums up graild's records of the crashes of one kind: medians of the steps, in milliseconds.
-func (b *bench) phases(how string) (string, error) {
-	list, err := b.daemon.Crashes(b.ctx, "crash")
+func (b *bench) phases(driver, how string) (string, error) {
+	list, err := b.daemon.Crashes(b.ctx, driver)
 	if err != nil {
 		return "", err
 	}
