@@ -16,6 +16,7 @@ build: ## build everything into bin/
 	$(GO) build -trimpath -o $(BIN)/ ./mgmt/grailctl ./mgmt/graild ./hv/grailvm ./hv/grailport ./drivervms/net/grailnat
 	$(GO) build -trimpath -o $(BIN)/drivers/blk ./drivervms/blk/guest
 	$(GO) build -trimpath -o $(BIN)/drivers/net ./drivervms/net/guest
+	$(GO) build -trimpath -o $(BIN)/drivers/console ./drivervms/console/guest
 	$(GO) build -trimpath -o $(BIN)/examples/ ./personalities/native/examples/...
 	$(GO) build -trimpath -o $(BIN)/ ./personalities/linux/graillinux
 	for a in amd64 arm64; do GOARCH=$$a $(GO) build -trimpath -ldflags=-s -o $(BIN)/guests/$$a/grail-init ./personalities/linux/agent/init || exit; done

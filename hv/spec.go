@@ -40,9 +40,11 @@ type Spec struct {
 	Stdin       int      `json:"stdin"`
 	Stdout      int      `json:"stdout"`
 	Stderr      int      `json:"stderr"`
-	Log         [2]int   `json:"log"`     // two files used in turn for a bounded console log; -1: none
-	Control     int      `json:"control"` // a listening SOCK_SEQPACKET socket
-	Report      int      `json:"report"`  // where the final Report is written, as JSON
+	Log         [2]int   `json:"log"` // two files used in turn for a bounded console log; -1: none
+	// Console is the way to a console driver, in place of Log; nil: there is none.
+	Console *ConsoleRing `json:"console,omitempty"`
+	Control int          `json:"control"` // a listening SOCK_SEQPACKET socket
+	Report  int          `json:"report"`  // where the final Report is written, as JSON
 	// HostStatus is a 4 KiB memfd in which a driver's grailvm keeps, at offset 0, the number of SysDevIO,
 	// pread, pwrite and fdatasync calls on devices that the host is performing now: an aligned
 	// little-endian uint64, written atomically. The guest never sees it. -1: none.
@@ -55,6 +57,13 @@ type Spec struct {
 	Attachments []Attachment `json:"attachments"`
 	// Foreign is there for EngineQEMU alone, where Program, Files, MaxThreads and Caps are not used.
 	Foreign *Foreign `json:"foreign,omitempty"`
+}
+
+// ConsoleRing is the producer's end of a ring/logring, in which a console driver finds what the guest prints.
+type ConsoleRing struct {
+	Memory int    `json:"memory"`
+	Size   uint64 `json:"size"` // bytes
+	Kick   int    `json:"kick"` // the driver's doorbell
 }
 
 // Foreign is a machine for a guest that brings its own kernel. Paths are the host's.

@@ -5,24 +5,97 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/grailos/grail/hv"
+	"github.com/grailos/grail/ring/logring"
 )
 
-func TestLimiter(t *testing.T) {
-	var l limiter
-	at := time.Unix(1000, 0)
-	if n, _ := l.admit(FloodBurst+5, at); n != FloodBurst {
-		t.Errorf("a burst of %d", n)
+// A detached console's flood is thinned out, and the log says so.
+func TestFlood(t *testing.T) {
+	fd, err := unix.MemfdCreate("log", unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if n, _ := l.admit(10, at.Add(time.Millisecond)); n != 0 {
-		t.Errorf("%d bytes right after a drop", n)
+	defer unix.Close(fd)
+	synctest.Test(t, func(t *testing.T) {
+		k := New(0, [2]int{fd, -1}, 0)
+		k.Record(make([]byte, FloodBurst), true)
+		k.Record([]byte("dropped"), true)
+		time.Sleep(time.Millisecond)
+		k.Record([]byte("too"), true)
+		time.Sleep(2 * time.Second)
+		k.Record([]byte("kept"), true)
+	})
+	b := make([]byte, 2*FloodBurst)
+	n, err := unix.Pread(fd, b, 0)
+	if want := "\n[grail: 10 bytes of output dropped]\nkept"; err != nil || string(b[FloodBurst:max(n, FloodBurst)]) != want {
+		t.Errorf("%d bytes, %q, %v", n, b[min(n, FloodBurst):n], err)
 	}
-	n, note := l.admit(10, at.Add(2*time.Second))
-	if n != 10 || note != "\n[grail: 15 bytes of output dropped]\n" {
-		t.Errorf("%d bytes, note %q", n, note)
+}
+
+// With a ring, the console writes to it and to nothing else, and rings only who sleeps.
+func TestShare(t *testing.T) {
+	memory, err := hv.NewMemory("ring", 1<<16)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if _, note := l.admit(10, at.Add(2*time.Second)); note != "" {
-		t.Errorf("note %q again", note)
+	defer memory.Close()
+	bell, err := hv.NewDoorbell()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bell.Close()
+	log, err := hv.NewMemory("log", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	mem, err := unix.Mmap(int(memory.Fd()), 0, 1<<16, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(mem)
+	c, err := logring.NewConsumer(mem, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := New(0, [2]int{int(log.Fd()), -1}, 0)
+	if err := k.Share(&hv.ConsoleRing{Memory: int(memory.Fd()), Size: 1 << 16, Kick: int(bell.Fd())}); err != nil {
+		t.Fatal(err)
+	}
+	rung := func() bool {
+		_, err := unix.Read(int(bell.Fd()), make([]byte, 8))
+		return err == nil
+	}
+	k.Record([]byte("one\n"), true)
+	if rung() {
+		t.Error("nobody sleeps")
+	}
+	c.Arm()
+	k.Record([]byte("two\n"), false)
+	k.Record([]byte("three\n"), true)
+	if !rung() || rung() {
+		t.Error("who sleeps is woken once")
+	}
+	b := make([]byte, 100)
+	n, lost, at, err := c.Take(b)
+	if string(b[:n]) != "one\ntwo\nthree\n" || lost != 0 || err != nil || time.Since(logring.Time(at)) > time.Hour {
+		t.Errorf("%q, %d lost, at %d, %v", b[:n], lost, at, err)
+	}
+	if got := k.Lines(); len(got) != 3 || got[2] != "three" {
+		t.Errorf("last lines %q", got)
+	}
+	if st, err := log.Stat(); err != nil || st.Size() != 0 {
+		t.Errorf("the file has %d bytes, %v", st.Size(), err)
+	}
+	for _, r := range []hv.ConsoleRing{{Memory: -1, Size: 1 << 16}, {Memory: int(memory.Fd()), Size: 4096}, {Memory: int(memory.Fd())}} {
+		if err := k.Share(&r); err == nil {
+			t.Errorf("%+v was accepted", r)
+		}
 	}
 }
 

@@ -1,3 +1,3 @@
-// Package conlog keeps what a guest says on its console: a bounded log in two files, and the last lines. What a guest writes is never
-// interpreted.
+// Package conlog keeps what a guest says on its console: the last lines, and all of it, bounded, in the ring of a console driver or in two files. What a
+// guest writes is never interpreted.
 package conlog

@@ -1,11 +1,6 @@
 package conlog
 
-import (
-	"fmt"
-	"time"
-
-	"golang.org/x/sys/unix"
-)
+import "golang.org/x/sys/unix"
 
 // logPair is a bounded log in two files, used in turn.
 type logPair struct {
@@ -65,33 +60,3 @@ const (
 
 // DefaultLimit is how large each of the two log files may become, in bytes.
 const DefaultLimit = 4 << 20
-
-// limiter drops what comes too fast, and says how much it was.
-type limiter struct {
-	tokens  int64
-	last    time.Time
-	dropped int64
-}
-
-// admit returns how many of n bytes may pass, and a note to log before them, if some were dropped earlier.
-// After a drop nothing passes until a quarter of the burst is there again, so that what passes is readable.
-func (l *limiter) admit(n int64, now time.Time) (int64, string) {
-	if l.last.IsZero() {
-		l.tokens, l.last = FloodBurst, now
-	} else if d := now.Sub(l.last); d >= time.Millisecond {
-		l.tokens = min(FloodBurst, l.tokens+int64(d.Seconds()*floodRate))
-		l.last = now
-	}
-	var note string
-	if l.dropped > 0 {
-		if l.tokens < FloodBurst/4 {
-			l.dropped += n
-			return 0, ""
-		}
-		note = fmt.Sprintf("\n[grail: %d bytes of output dropped]\n", l.dropped)
-	}
-	ok := min(n, l.tokens)
-	l.tokens -= ok
-	l.dropped = n - ok
-	return ok, note
-}

@@ -100,7 +100,7 @@ func (v *vm) setUp() error {
 	}
 	var err error
 	v.table, err = vfs.New(vfs.Config{
-		Stdin: s.Stdin, Stdout: s.Stdout, Stderr: s.Stderr, Log: s.Log, Files: s.Files, Program: s.Program,
+		Stdin: s.Stdin, Stdout: s.Stdout, Stderr: s.Stderr, Log: s.Log, Console: s.Console, Files: s.Files, Program: s.Program,
 		ProgramName: name, Dir: s.Dir, TmpLimit: s.MemoryBytes / 4, OnMessage: v.onMessage, Busy: v.busy,
 	})
 	if err != nil {

@@ -21,6 +21,8 @@ type Config struct {
 	// other is emptied and used.
 	Log      [2]int
 	LogLimit int64 // bytes a log file; 0: conlog.DefaultLimit
+	// Console is where the console's output goes in place of Log, or nil. It may be closed when New has returned, except for its Kick.
+	Console *hv.ConsoleRing
 	// Files is an uncompressed tar archive, the guest's read-only root. It is indexed at the first path
 	// look-up that needs it.
 	Files       int
@@ -77,6 +79,11 @@ func New(cfg Config) (*Table, error) {
 	t.umask.Store(0o022)
 	t.control = newControl(cfg.OnMessage)
 	t.console = conlog.New(cfg.Tail, cfg.Log, cfg.LogLimit)
+	if cfg.Console != nil {
+		if err := t.console.Share(cfg.Console); err != nil {
+			return nil, err
+		}
+	}
 	t.tree.init(&cfg)
 	t.cwd.Store(t.tree.root)
 	in := newFile(&consoleIn{fd: cfg.Stdin}, unix.O_RDONLY)

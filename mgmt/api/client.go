@@ -205,5 +205,15 @@ func (c *Client) Crashes(ctx context.Context, driver string) (list []Crash, err 
 	return list, c.do(ctx, "GET", "crashes?driver="+url.QueryEscape(driver), nil, &list)
 }
 
+// Log tells where the log of a VM or a driver is, when what was printed until now is in it.
+func (c *Client) Log(ctx context.Context, name string) (l Log, err error) {
+	return l, c.do(ctx, "GET", "logs/"+seg(name), nil, &l)
+}
+
+// Logs lists the logs that a console driver keeps.
+func (c *Client) Logs(ctx context.Context) (l []KeptLog, err error) {
+	return l, c.do(ctx, "GET", "logs", nil, &l)
+}
+
 // Shutdown ends graild. VMs run on.
 func (c *Client) Shutdown(ctx context.Context) error { return c.do(ctx, "POST", "shutdown", nil, nil) }

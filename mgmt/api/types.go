@@ -161,7 +161,7 @@ type Port struct {
 // DriverConfig says what a driver VM is.
 type DriverConfig struct {
 	Name        string    `json:"name"`
-	Type        string    `json:"type"` // "blk" or "net"
+	Type        string    `json:"type"` // "blk", "net" or "console"
 	Engine      hv.Engine `json:"engine,omitempty"`
 	MemoryBytes uint64    `json:"memoryBytes"`
 	HeartbeatMs int       `json:"heartbeatMs"` // 0: 50
@@ -173,6 +173,9 @@ type DriverConfig struct {
 	Unsealed    bool      `json:"unsealed,omitempty"` // admit vhost-user clients whose memory can shrink: see hv.PortalSpec.AllowUnsealed
 	NoSpare     bool      `json:"noSpare,omitempty"`  // keep no booted instance in reserve
 	Image       string    `json:"image,omitempty"`    // the image that it serves to VMs; graild made it for them, and removes it after the last
+
+	Auto    bool           `json:"auto,omitempty"`    // graild made it by itself
+	Console *ConsoleConfig `json:"console,omitempty"` // type console; nil: the defaults
 }
 
 // Driver is a driver VM as graild sees it.

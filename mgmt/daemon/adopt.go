@@ -57,13 +57,17 @@ func (d *Daemon) adopt() error {
 		return best
 	}
 	known := map[string]bool{}
-	var begin []func() // once everything is in its place
+	var begin []func()       // once everything is in its place
+	var consoles []*instance // that have one
 	clients := map[string][]*client{}
 	for _, rec := range vms {
 		known[string(roleVM)+rec.Config.Name] = true
 		v := d.newVM(rec)
 		d.vms[rec.Config.Name] = v
 		run := v.adopt(take(roleVM, rec.Config.Name, rec.Process))
+		if run != nil && run.output != nil {
+			consoles = append(consoles, run)
+		}
 		if run != nil {
 			begin = append(begin, func() {
 				d.background.Go(func() { v.reap(run, v.clients) })
@@ -92,6 +96,9 @@ func (d *Daemon) adopt() error {
 			dr.adoptNAT(take(roleNAT, rec.Config.Name, store.Process{}))
 		}
 		inst, lost := dr.adopt(take(roleDriver, rec.Config.Name, rec.Process), newest)
+		if inst != nil && inst.output != nil {
+			consoles = append(consoles, inst.instance)
+		}
 		if rec.Config.Socket {
 			known[string(rolePortal)+rec.Config.Name] = true
 			dr.adopted = take(rolePortal, rec.Config.Name, store.Process{})
@@ -110,6 +117,7 @@ func (d *Daemon) adopt() error {
 		}
 	}
 	fence.Sweep(d.fenceGroup())
+	begin = append(begin, d.resumeOutputs(consoles))
 	for _, f := range begin {
 		f()
 	}
@@ -303,6 +311,7 @@ func (v *vm) adopt(p *running) *instance {
 		return nil
 	}
 	clients, err := inst.kept()
+	clients = d.adoptOutput(inst, roleVM, clients)
 	if err != nil {
 		d.log.Error("adopt: attachments are lost", "vm", v.name(), "error", err)
 		v.rec.Notes = append(v.rec.Notes, "graild was restarted and did not learn all its disks: "+err.Error())
@@ -333,7 +342,7 @@ func (dr *driver) adopt(p *running, newest int) (*driverInstance, *recovery) {
 		if err != nil {
 			d.log.Error("adopt: descriptors are lost", "driver", dr.name(), "error", err)
 		}
-		for _, c := range kept {
+		for _, c := range d.adoptOutput(i, roleDriver, kept) {
 			dr.keep(inst, c)
 		}
 		if inst.status != nil && len(dr.backings) == len(dr.rec.Config.Disks) && (dr.rec.Config.Uplink == "" || dr.uplink != nil) {
@@ -346,6 +355,9 @@ func (dr *driver) adopt(p *running, newest int) (*driverInstance, *recovery) {
 		inst.end()
 		inst.close()
 		inst.closePages()
+		if inst.output != nil {
+			d.dropOutput(inst.output)
+		}
 	}
 	for _, b := range dr.backings {
 		b.file.Close()

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/grailos/grail/drivervms/blk"
+	"github.com/grailos/grail/drivervms/console"
 	"github.com/grailos/grail/drivervms/net"
 	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/mgmt/api"
@@ -117,8 +118,10 @@ func checkDriver(c *api.DriverConfig) error {
 	case typeBlk:
 	case typeNet:
 		least = net.MinMemory
+	case typeConsole:
+		least = console.MinMemory
 	default:
-		return api.Errorf(api.Invalid, "there is no driver of type %q; use blk or net", c.Type)
+		return api.Errorf(api.Invalid, "there is no driver of type %q; use blk, net or console", c.Type)
 	}
 	if err := checkName("name", c.Name, maxDriverName); err != nil {
 		return err
@@ -129,14 +132,20 @@ func checkDriver(c *api.DriverConfig) error {
 	if err := api.CheckMemory(c.MemoryBytes, least); err != nil {
 		return err
 	}
+	if c.HeartbeatMs == 0 && c.Type == typeConsole {
+		c.HeartbeatMs = consoleHeartbeatMs
+	}
 	if c.HeartbeatMs == 0 {
 		c.HeartbeatMs = int(reincarnation.DefaultPeriod / time.Millisecond)
 	}
 	if p := time.Duration(c.HeartbeatMs) * time.Millisecond; p < reincarnation.MinPeriod || p > reincarnation.MaxPeriod {
 		return api.Errorf(api.Invalid, "a heartbeat period of %v cannot be kept; give %v to %v", p, reincarnation.MinPeriod, reincarnation.MaxPeriod)
 	}
-	if c.Type == typeNet {
+	switch c.Type {
+	case typeNet:
 		return checkPorts(c)
+	case typeConsole:
+		return checkConsole(c)
 	}
 	if c.Uplink != "" {
 		return api.Errorf(api.Invalid, "an uplink is for net drivers; a block driver has disks")
@@ -167,6 +176,8 @@ func checkDriver(c *api.DriverConfig) error {
 const (
 	typeBlk = "blk"
 	typeNet = "net"
+
+	typeConsole = "console"
 )
 
 func quoted(names []string) string {

@@ -35,6 +35,11 @@ type Daemon struct {
 	drivers  map[string]*driver
 	making   map[string]bool // names of drivers being created
 	handover *handover
+	outputs  map[string]*output // consoles of runs, by the path of the log
+
+	makingConsole   bool
+	noConsoles      bool          // no console driver is made any more
+	consolesChanged chan struct{} // closed and replaced when a console driver was made
 
 	images sync.Mutex // held while drivers of images come and go, and while a VM begins to use one
 
@@ -65,7 +70,8 @@ func Open(dirs place.Dirs, log *slog.Logger, version string) (_ *Daemon, err err
 		return nil, fmt.Errorf("%w in %s", ErrRunning, dirs.State)
 	}
 	d := &Daemon{dirs: dirs, log: log, lock: lock, started: time.Now(), version: version,
-		vms: map[string]*vm{}, drivers: map[string]*driver{}, making: map[string]bool{}, closing: make(chan struct{})}
+		vms: map[string]*vm{}, drivers: map[string]*driver{}, making: map[string]bool{},
+		outputs: map[string]*output{}, consolesChanged: make(chan struct{}), closing: make(chan struct{})}
 	if d.build, err = place.Build("/proc/self/exe"); err != nil {
 		return nil, err
 	}
@@ -89,6 +95,7 @@ func Open(dirs place.Dirs, log *slog.Logger, version string) (_ *Daemon, err err
 
 // Close ends graild. VMs and drivers run on, for the next one to adopt.
 func (d *Daemon) Close() error {
+	d.endIdleConsoles()
 	d.closeOnce.Do(func() { close(d.closing) })
 	d.handover.close()
 	d.mu.Lock()
@@ -189,6 +196,9 @@ func (d *Daemon) CreateVM(cfg api.VMConfig, durable bool) (err error) {
 func (d *Daemon) RemoveVM(ctx context.Context, name string, force bool) error {
 	v, err := d.vm(name)
 	if err != nil {
+		if _, derr := d.driver(name); derr != nil && checkName("name", name, maxVMName) == nil && d.forgetLogs(name) {
+			return nil // of a VM that is gone
+		}
 		return err
 	}
 	if _, err := v.current(); err == nil {
@@ -199,7 +209,11 @@ func (d *Daemon) RemoveVM(ctx context.Context, name string, force bool) error {
 			return err
 		}
 	}
-	return d.drop(v, -1)
+	if err := d.drop(v, -1); err != nil {
+		return err
+	}
+	d.forgetLogs(name)
+	return nil
 }
 
 // drop forgets a VM that does not run; with a generation other than -1 only if it was not started again since.
@@ -319,6 +333,10 @@ func (d *Daemon) CreateDriver(ctx context.Context, cfg api.DriverConfig) (err er
 		d.mu.Unlock()
 		return err
 	}
+	if other := d.consoleDriverName(); other != "" && cfg.Type == typeConsole {
+		d.mu.Unlock()
+		return api.Errorf(api.Exists, "there is a console driver, %s; remove it first with grailctl driver rm --force %s: logs stay", other, other)
+	}
 	d.making[cfg.Name] = true
 	d.mu.Unlock()
 	dr := d.newDriver(&store.Driver{Config: cfg, Created: time.Now()})
@@ -344,6 +362,9 @@ func (d *Daemon) CreateDriver(ctx context.Context, cfg api.DriverConfig) (err er
 	d.drivers[cfg.Name] = dr
 	d.mu.Unlock()
 	registered = true
+	if cfg.Type == typeConsole {
+		d.consoleMade()
+	}
 	go dr.run(nil, nil)
 	failed := ""
 	err = dr.waitFor(ctx, func() bool {
@@ -438,6 +459,9 @@ func (d *Daemon) RemoveDriver(name string, force bool) error {
 		users = append(users, c.att.Client)
 	}
 	dr.mu.Unlock()
+	if len(users) > 0 && !force && dr.rec.Config.Type == typeConsole {
+		return api.Errorf(api.Busy, "driver %s keeps the logs of %s; use --force, after which only the last MiB of what each prints is kept for the next console driver", name, quoted(slices.Compact(users)))
+	}
 	if len(users) > 0 && !force {
 		return api.Errorf(api.Busy, "driver %s has clients: %s; stop them first, or use --force, after which their I/O waits for ever", name, quoted(slices.Compact(users)))
 	}
@@ -457,5 +481,6 @@ func (d *Daemon) RemoveDriver(name string, force bool) error {
 	if err := d.store.DeleteDriver(name); err != nil {
 		return err
 	}
+	d.forgetLogs(name)
 	return os.RemoveAll(d.dirs.VM(name))
 }

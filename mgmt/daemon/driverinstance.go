@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/grailos/grail/drivervms/blk"
+	"github.com/grailos/grail/drivervms/console"
 	"github.com/grailos/grail/drivervms/net"
 	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/hv/abi"
@@ -84,6 +85,9 @@ func (d *Daemon) launchDriver(dr *driver, generation int, digest string) (_ *dri
 	l.Spec.Env = blk.Env
 	if cfg.Type == typeNet {
 		l.Spec.Env = net.Env
+	}
+	if cfg.Type == typeConsole {
+		l.Spec.Env = console.Env
 	}
 	l.Spec.MemoryBytes = cfg.MemoryBytes
 	l.Spec.HostStatus = l.Add(inst.hostStatus)

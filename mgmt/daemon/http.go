@@ -70,6 +70,8 @@ func (d *Daemon) Handler(shutdown func()) http.Handler {
 	route("POST /v1/drivers/{name}/restart", d.restartDriver)
 	route("POST /v1/drivers/{name}/upgrade", d.upgradeDriver)
 	route("POST /v1/drivers/{name}/crash", d.crashDriver)
+	route("GET /v1/logs", func(*http.Request) (any, error) { return d.Logs(), nil })
+	route("GET /v1/logs/{name}", func(r *http.Request) (any, error) { return d.Log(r.PathValue("name")) })
 	route("GET /v1/crashes", func(r *http.Request) (any, error) {
 		name := r.FormValue("driver")
 		if name != "" {

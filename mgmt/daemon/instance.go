@@ -33,6 +33,7 @@ type instance struct {
 	report     string
 	launched   time.Time
 	ended      chan struct{} // closed when the process is gone
+	output     *output       // its console, on the way to the console driver; nil: it goes to files
 }
 
 // role is what a process tag says about its VM.
@@ -110,13 +111,29 @@ func (d *Daemon) launch(l *hv.Launch, r role, generation int, fresh bool) (*inst
 		logFlags = os.O_TRUNC
 	}
 	slot := slotOf(r, generation)
+	var err error
+	if inst.output, err = d.newOutput(r, name, generation); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if inst.proc == nil && inst.output != nil {
+			d.dropOutput(inst.output)
+		}
+	}()
+	if inst.output != nil {
+		inst.output.addTo(l)
+	}
 	for i, p := range d.logPaths(name, slot) {
-		var err error
+		if inst.output != nil {
+			if fresh {
+				_ = os.Remove(p)
+			}
+			continue
+		}
 		if l.Spec.Log[i], err = open(p, logFlags); err != nil {
 			return nil, err
 		}
 	}
-	var err error
 	if l.Spec.Report, err = open(inst.report, os.O_TRUNC); err != nil {
 		return nil, err
 	}
@@ -153,6 +170,9 @@ func (d *Daemon) launch(l *hv.Launch, r role, generation int, fresh bool) (*inst
 	}
 	inst.launched = time.Now()
 	inst.watch()
+	if inst.output != nil {
+		d.background.Go(func() { d.keep(inst.output, inst.ended) })
+	}
 	return inst, nil
 }
 

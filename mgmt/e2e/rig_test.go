@@ -33,6 +33,7 @@ var programs = sync.OnceValues(func() (string, error) {
 		"graillinux": "personalities/linux/graillinux", "guests/amd64/grail-init": "personalities/linux/agent/init",
 		"guests/arm64/grail-init": "personalities/linux/agent/init",
 		"drivers/blk":             "drivervms/blk/guest",
+		"drivers/console":         "drivervms/console/guest",
 		"drivers/net":             "drivervms/net/guest", "verify": "personalities/native/examples/verify", "guest": "mgmt/e2e/testdata/guest",
 		"netcheck": "personalities/native/examples/netcheck",
 	} {

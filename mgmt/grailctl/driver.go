@@ -33,22 +33,26 @@ func (c *cli) driverCreateCommand() *cobra.Command {
 	var socket, spare, unsealed bool
 	var engine, memory string
 	var heartbeat time.Duration
+	var console consoleFlags
 	cmd := &cobra.Command{
-		Use: "create TYPE NAME --disk ID=PATH[:ro]... | --port PORT[=TENANT]...", Short: "Make a driver VM and start it; the TYPE is blk or net",
+		Use: "create TYPE NAME [--disk ID=PATH[:ro]]... [--port PORT[=TENANT]]...", Short: "Make a driver VM and start it; the TYPE is blk, net or console",
 		Long: `A blk driver serves host files or block devices as disks. A net driver is a switch between the VMs plugged into its ports: each port has a
 MAC address and an IP address, from which alone its VM can send; VMs find each other by the names of their ports; those of different
 tenants do not see each other. With --uplink user they reach what this host reaches (TCP, UDP and, where the host lets its users, ping), but
-nothing of its loopback; and their ports can be published on the host, with --publish of grailctl run and create.`,
+nothing of its loopback; and their ports can be published on the host, with --publish of grailctl run and create.
+
+A console driver keeps what all VMs print. graild makes one by itself, con0, unless there is one, or GRAIL_CONSOLE=files is set when it starts.`,
 		Example: `  truncate -s 1G disk.img
   grailctl driver create blk blk0 --disk data=disk.img
   grailctl driver create blk blk1 --disk root=/dev/sdb --disk iso=cd.iso:ro --socket
   grailctl driver create net net0 --port web=1 --port db=1 --port other=2
-  grailctl driver create net net1 --port web --uplink user`,
+  grailctl driver create net net1 --port web --uplink user
+  grailctl driver create console con0 --size 1M --rate 64K`,
 		Args: exactly("a TYPE", "a NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cfg := api.DriverConfig{Type: args[0], Name: args[1], Engine: hv.Engine(engine), Socket: socket, Unsealed: unsealed, NoSpare: !spare, HeartbeatMs: int(heartbeat.Milliseconds())}
-			if cfg.Type != "blk" && cfg.Type != "net" {
-				return fmt.Errorf("there is no driver of type %q; use blk or net", cfg.Type)
+			if cfg.Type != "blk" && cfg.Type != "net" && cfg.Type != "console" {
+				return fmt.Errorf("there is no driver of type %q; use blk, net or console", cfg.Type)
 			}
 			if cmd.Flags().Changed("heartbeat") && cfg.HeartbeatMs <= 0 {
 				return fmt.Errorf("--heartbeat %v is too short; give 10ms to 1m", heartbeat)
@@ -57,7 +61,14 @@ nothing of its loopback; and their ports can be published on the host, with --pu
 			if cfg.MemoryBytes, err = size.Parse(memory); err != nil {
 				return fmt.Errorf("--memory: %w", err)
 			}
-			if cfg.Type == "net" {
+			if cfg.Console, err = console.config(cmd.Flags(), cfg.Type); err != nil {
+				return err
+			}
+			if cfg.Type == "console" {
+				if len(disks)+len(ports) > 0 || subnet != "" || uplink != "" || socket {
+					return errors.New("--disk, --port, --subnet, --uplink and --socket are for other drivers; a console driver has none of these")
+				}
+			} else if cfg.Type == "net" {
 				if cfg.Ports, err = parsePorts(ports); err != nil {
 					return err
 				}
@@ -110,7 +121,8 @@ nothing of its loopback; and their ports can be published on the host, with --pu
 	fl.StringVar(&engine, "engine", "", "what executes the driver: kvm or process (default: kvm where it works)")
 	fl.StringVar(&memory, "memory", "64M", "the driver VM's own memory")
 	fl.BoolVar(&spare, "spare", true, "keep the next instance booted, so that a recovery takes less time and the driver twice the memory")
-	fl.DurationVar(&heartbeat, "heartbeat", 0, "how long the driver may be silent with work pending (default 50ms)")
+	fl.DurationVar(&heartbeat, "heartbeat", 0, "how long the driver may be silent with work pending (default 50ms; console: 200ms)")
+	console.add(fl)
 	return cmd
 }
 

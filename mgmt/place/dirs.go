@@ -72,6 +72,9 @@ func (d Dirs) VMs() string { return filepath.Join(d.State, "vm") }
 // VM returns the directory of one VM.
 func (d Dirs) VM(name string) string { return filepath.Join(d.VMs(), name) }
 
+// Logs returns the directory of the logs that a console driver keeps.
+func (d Dirs) Logs() string { return filepath.Join(d.State, "logs") }
+
 // API returns the path of graild's API socket.
 func (d Dirs) API() string { return filepath.Join(d.Run, "graild.sock") }
 

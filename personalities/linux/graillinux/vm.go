@@ -58,6 +58,11 @@ func (v *vm) run() hv.Report {
 	if err := ownProc(); err != nil {
 		return setup(err)
 	}
+	if v.spec.Console != nil {
+		if err := v.console.Share(v.spec.Console); err != nil {
+			return setup(err)
+		}
+	}
 	port, agentEnd, err := pair("agent")
 	if err != nil {
 		return setup(err)

@@ -49,6 +49,27 @@ func main() {
 		fmt.Println("waiting")
 		for range time.Tick(time.Hour) {
 		}
+	case "count": // prints so many lines, with so many microseconds in between
+		n, _ := strconv.Atoi(os.Args[2])
+		pause, _ := strconv.Atoi(os.Args[3])
+		for i := range n {
+			fmt.Println("line", i)
+			time.Sleep(time.Duration(pause) * time.Microsecond)
+		}
+	case "flood": // prints so many MiB as fast as it can, then one more line
+		n, _ := strconv.Atoi(os.Args[2])
+		b := []byte(strings.Repeat(strings.Repeat("x", 99)+"\n", 500))
+		for left := n << 20; left > 0; left -= len(b) {
+			os.Stdout.Write(b)
+		}
+		fmt.Println("the end")
+	case "garbage": // prints what no terminal should see
+		b := make([]byte, 256)
+		for i := range b {
+			b[i] = byte(i)
+		}
+		os.Stdout.Write(b)
+		os.Stdout.Write([]byte("\x1b]0;title\x07\x1b[2J" + strings.Repeat("long ", 10_000) + "\nend without a line feed"))
 	case "panic":
 		var p *int
 		fmt.Println(*p)
