@@ -17,9 +17,10 @@ import (
 
 func main() {
 	d := demo{out: os.Stdout}
-	flag.StringVar(&d.engine, "engine", "", "engine of both VMs: kvm or process (default: the best that works here)")
+	flag.StringVar(&d.engine, "engine", "", "engine of drivers and native VMs: kvm or process (default: the best that works here)")
 	flag.StringVar(&d.src, "src", "", "directory to hash (default: the Go installation's src)")
-	flag.BoolVar(&d.verbose, "v", false, "print also what the program in the VM prints")
+	flag.BoolVar(&d.native, "native", false, "only the first part, which needs no QEMU and nothing from the network")
+	flag.BoolVar(&d.verbose, "v", false, "print also what the programs in the VMs print")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		fmt.Fprintf(os.Stderr, "demo: takes no arguments, not %q; see demo -help\n", flag.Args())
@@ -44,10 +45,13 @@ func main() {
 type demo struct {
 	engine, src string
 	verbose     bool
+	native      bool // only the first part
 	out         *os.File
 
-	dir string // temporary, everything lies in it
-	box *sandbox.Sandbox
+	dir   string // temporary, everything lies in it
+	cache string // what was fetched, kept for the next run
+	box   *sandbox.Sandbox
+	url   string // of the Linux VM's published port
 }
 
 // Names within the demo.
@@ -83,29 +87,45 @@ func (d *demo) run(ctx context.Context) (err error) {
 	}
 	defer os.RemoveAll(d.dir)
 
+	d.cache = filepath.Join(filepath.Dir(bin), "build", "demo")
+	d.box = sandbox.New(bin, d.dir)
 	files, image, err := d.disks(ctx)
 	if err != nil {
 		return err
 	}
-	d.box = sandbox.New(bin, d.dir)
-	defer func() { err = errors.Join(err, d.box.Clean()) }()
-	if err := d.start(ctx, image); err != nil {
+	root, want := "", ""
+	if !d.native {
+		if root, want, err = d.linuxDisk(ctx); err != nil {
+			return err
+		}
+	}
+	defer func() {
+		if err != nil && ctx.Err() == nil {
+			fmt.Fprint(os.Stderr, d.box.Account(context.WithoutCancel(ctx)))
+		}
+		err = errors.Join(err, d.box.Clean())
+	}()
+	if err := d.start(ctx, image, root); err != nil {
 		return err
 	}
 	w := &work{d: d}
 	if err := w.run(ctx); err != nil {
-		fmt.Fprint(os.Stderr, d.box.Account(context.WithoutCancel(ctx)))
 		return err
 	}
 	if err := d.compare(ctx, files); err != nil {
 		return err
+	}
+	if !d.native {
+		if err := d.linux(ctx, want); err != nil {
+			return err
+		}
 	}
 	d.say("errors", "0, after %.1f s in all", time.Since(begin).Seconds())
 	return nil
 }
 
 // start starts graild and the driver VM.
-func (d *demo) start(ctx context.Context, image string) error {
+func (d *demo) start(ctx context.Context, image, root string) error {
 	begin := time.Now()
 	if _, err := d.box.Do(ctx, "daemon", "start"); err != nil {
 		return err
@@ -113,6 +133,9 @@ func (d *demo) start(ctx context.Context, image string) error {
 	d.say("graild", "started in %s", ms(time.Since(begin)))
 	begin = time.Now()
 	args := []string{"driver", "create", "blk", driverName, "--disk", "src=" + image + ":ro", "--disk", "out=" + d.scratch()}
+	if root != "" {
+		args = append(args, "--disk", "root="+root, "--socket")
+	}
 	if d.engine != "" {
 		args = append(args, "--engine", d.engine)
 	}

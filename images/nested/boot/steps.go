@@ -60,7 +60,7 @@ func productSteps(ctx context.Context, opt *options, t *initramfs.Tree) ([]plan.
 		{Name: "doctor", Argv: []string{"/bin/grailctl", "doctor"}, TimeoutSeconds: 60},
 		{Name: "hello", Argv: []string{"/bin/grailctl", "run", "--rm", "--engine", "kvm", "--", "/bin/examples/hello", "nested"},
 			TimeoutSeconds: 60},
-		{Name: "demo", Argv: []string{"/bin/demo", "-engine", "kvm", "-src", "/demo"}, TimeoutSeconds: 240},
+		{Name: "demo", Argv: []string{"/bin/demo", "-native", "-engine", "kvm", "-src", "/demo"}, TimeoutSeconds: 240},
 	}
 	var steps []plan.Step
 	for _, s := range all {
