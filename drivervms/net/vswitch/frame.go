@@ -38,36 +38,36 @@ type frame struct {
 	fragment bool   // an IP fragment other than a first one
 	pieces   bool   // has an IPv6 fragment header
 
-	buf [headBytes]byte
+	buf [virtionet.HeaderBytes + headBytes]byte
 }
 
-// load takes the frame in c, behind its virtio-net header, and parses it. It changes c's slices.
+// load takes the frame in c, behind its virtio-net header, and parses it. Header and head are copied at once, and looked at in the copy
+// only. It changes c's slices.
 func (f *frame) load(c *ring.Chain, features uint64, mtu int) Reason {
-	var h [virtionet.HeaderBytes]byte
-	if c.ReadAt(h[:], 0) < len(h) {
+	k := 0
+	for _, s := range c.Readable {
+		if k += copy(f.buf[k:], s); k == len(f.buf) {
+			break
+		}
+	}
+	if k < virtionet.HeaderBytes {
 		f.n = 0
 		return DropHeader
 	}
-	f.hdr = virtionet.DecodeHeader(h[:])
-	f.n = int(c.ReadableBytes) - len(h)
+	f.n = int(c.ReadableBytes) - virtionet.HeaderBytes
 	if f.n < ethHeader {
 		return DropShort
 	}
 	if f.n > virtionet.MaxFrame {
 		return DropOversize
 	}
-	if err := f.hdr.Check(f.n, features); err != nil {
-		return DropHeader
-	}
-	segs := ring.Drop(c.Readable, virtionet.HeaderBytes)
-	f.head = f.buf[:min(f.n, headBytes)]
-	k := 0
-	for _, s := range segs {
-		if k += copy(f.head[k:], s); k == len(f.head) {
-			break
+	if f.hdr = virtionet.DecodeHeader(f.buf[:]); f.hdr != (virtionet.Header{}) {
+		if err := f.hdr.Check(f.n, features); err != nil {
+			return DropHeader
 		}
 	}
-	f.body = ring.Drop(segs, uint32(k))
+	f.head = f.buf[virtionet.HeaderBytes:k]
+	f.body = ring.Drop(c.Readable, uint32(k))
 	return f.check(mtu)
 }
 
@@ -80,7 +80,8 @@ func (f *frame) setWith(h virtionet.Header, b []byte) Reason {
 	if f.n < ethHeader {
 		return DropShort
 	}
-	f.head = f.buf[:copy(f.buf[:], b)]
+	f.head = f.buf[virtionet.HeaderBytes:]
+	f.head = f.head[:copy(f.head, b)]
 	f.body = f.body[:0]
 	if len(b) > len(f.head) {
 		f.body = append(f.body, b[len(f.head):])
