@@ -347,6 +347,7 @@ func (d *Daemon) CreateDriver(ctx context.Context, cfg api.DriverConfig) (err er
 		d.mu.Unlock()
 		if err != nil && !registered {
 			dr.close()
+			dr.forgetTap()
 		}
 	}()
 	if dr.backings, err = d.openBackings(cfg, 0); err != nil {
@@ -467,6 +468,7 @@ func (d *Daemon) RemoveDriver(name string, force bool) error {
 	}
 	dr.kill()
 	dr.close()
+	dr.forgetTap()
 	if dr.rec.Config.Socket {
 		for _, k := range dr.rec.Config.Disks {
 			_ = os.Remove(d.portalSocket(name, k.ID))
