@@ -36,8 +36,8 @@ type natEnds struct {
 	err   error // why there is none now
 }
 
-// resolverCheck is how often the host's list of resolvers is looked at.
-const resolverCheck = 5 * time.Second
+// natCheck is how often a NAT process is asked how it is, and the host's list of resolvers is looked at.
+const natCheck = 5 * time.Second
 
 func (d *Daemon) natControl(driver string, generation int) string {
 	return filepath.Join(d.dirs.Sockets(), driver+".nat."+strconv.Itoa(generation))
@@ -197,7 +197,7 @@ func (n *nat) attend() error {
 		defer close(ended)
 		_ = n.proc.Wait(0)
 	}()
-	tick := time.NewTicker(resolverCheck)
+	tick := time.NewTicker(natCheck)
 	defer tick.Stop()
 	told := hostResolvers()
 	for {
@@ -212,6 +212,9 @@ func (n *nat) attend() error {
 		case <-dr.d.closing:
 			return nil
 		case <-tick.C:
+			if _, err := n.ask(net.NATRequest{Op: net.NATStatus}); err != nil && !n.proc.Ended() {
+				return fmt.Errorf("its process does not answer: %w", err)
+			}
 			if now := hostResolvers(); !slices.Equal(now, told) {
 				if _, err := n.ask(net.NATRequest{Op: net.NATResolve, Resolvers: now}); err == nil {
 					told = now
