@@ -23,6 +23,7 @@ import (
 type Daemon struct {
 	dirs    place.Dirs
 	log     *slog.Logger
+	events  *events
 	store   *store.Store
 	lock    *os.File
 	bootID  string
@@ -69,7 +70,9 @@ func Open(dirs place.Dirs, log *slog.Logger, version string) (_ *Daemon, err err
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return nil, fmt.Errorf("%w in %s", ErrRunning, dirs.State)
 	}
-	d := &Daemon{dirs: dirs, log: log, lock: lock, started: time.Now(), version: version,
+	events := newEvents()
+	log = slog.New(eventHandler{Handler: log.Handler(), events: events})
+	d := &Daemon{dirs: dirs, log: log, events: events, lock: lock, started: time.Now(), version: version,
 		vms: map[string]*vm{}, drivers: map[string]*driver{}, making: map[string]bool{},
 		outputs: map[string]*output{}, consolesChanged: make(chan struct{}), closing: make(chan struct{})}
 	if d.build, err = place.Build("/proc/self/exe"); err != nil {
