@@ -6,7 +6,7 @@ ENGINE  ?=
 export CGO_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test test-crash test-nested bench lint images clean
+.PHONY: help build demo test model test-crash test-nested bench lint images clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ demo: build ## hash a file system in a VM while its driver VM is crashed; ENGINE
 test: lint ## run every test that this machine can run
 	@images/setup test
 	@$(GO) run ./mgmt/house/report -- $(GO) test -json -vet=off -p 2 -timeout 8m $(GOTESTFLAGS) ./...
+
+model: ## check the models of the ring and its hand-over with spin, large bounds included
+	@images/setup model
+	@$(GO) test -count=1 -timeout 30m -run TestModels ./ring/model -full
 
 CRASHES ?= 1000
 test-crash: build ## crash a driver VM at random under a verifying writer, CRASHES times (1000)

@@ -55,17 +55,39 @@ func FindProcess(pid int, is func(args []string) bool) (*Process, error) {
 		return nil, err
 	}
 	// As in OpenProcess: what is read now belongs to the process of the pidfd, unless that has ended meanwhile.
-	cmd, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
+	args, err := Arguments(pid)
 	p := &Process{PID: pid, fd: f}
 	if err == nil {
 		p.start, err = startTime(pid)
 	}
-	args := strings.Split(strings.TrimRight(string(cmd), "\x00"), "\x00")
 	if err != nil || !is(args) || p.Ended() {
 		f.Close()
 		return nil, fmt.Errorf("%w: %d", ErrGone, pid)
 	}
 	return p, nil
+}
+
+// Arguments returns the command line of the process pid. A process that was killed has lost its own when its first thread has
+// ended, while another thread may still be in a system call; that thread has it until then. Errors: ErrGone.
+func Arguments(pid int) ([]string, error) {
+	proc := "/proc/" + strconv.Itoa(pid)
+	cmd, err := os.ReadFile(proc + "/cmdline")
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrGone, err)
+	}
+	if len(cmd) == 0 {
+		threads, err := os.ReadDir(proc + "/task")
+		if err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrGone, err)
+		}
+		for _, t := range threads {
+			// An error means that the thread has ended.
+			if cmd, err = os.ReadFile(proc + "/task/" + t.Name() + "/cmdline"); err == nil && len(cmd) > 0 {
+				break
+			}
+		}
+	}
+	return strings.Split(strings.TrimRight(string(cmd), "\x00"), "\x00"), nil
 }
 
 // StartTime returns when the process started, in clock ticks since boot (proc(5), /proc/pid/stat field 22).

@@ -141,11 +141,11 @@ func (d *Daemon) scan() []running {
 		if err != nil {
 			continue
 		}
-		cmd, err := os.ReadFile("/proc/" + e.Name() + "/cmdline")
+		// One that is dying counts: its last write may still be under way.
+		args, err := hv.Arguments(pid)
 		if err != nil {
 			continue
 		}
-		args := strings.Split(strings.TrimRight(string(cmd), "\x00"), "\x00")
 		// A child of grailvm has its arguments as well, until it executes something else: the VMM is the one whose
 		// parent is not another of them.
 		if len(args) != 3 || !strings.HasPrefix(args[2], prefix) {
