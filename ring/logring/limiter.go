@@ -30,3 +30,6 @@ func (l *Limiter) Admit(n int64, now time.Time) int64 {
 	l.closed = ok < n
 	return ok
 }
+
+// Closed reports whether the last bytes were dropped.
+func (l *Limiter) Closed() bool { return l.closed }
