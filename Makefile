@@ -6,7 +6,7 @@ ENGINE  ?=
 export CGO_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test model test-crash test-nested bench lint images clean
+.PHONY: help build demo test model test-crash test-linux test-nested bench lint images clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,12 @@ CRASHES ?= 1000
 test-crash: build ## crash a driver VM at random under a verifying writer, CRASHES times (1000)
 	@$(GO) build -trimpath -o $(BIN)/ ./mgmt/campaign
 	@$(BIN)/campaign -crashes $(CRASHES) $(if $(ENGINE),-engine $(ENGINE))
+
+KILLS ?= 300
+test-linux: build ## crash drivers at random under fio and iperf3 in Linux VMs, KILLS times each (300)
+	@images/setup linux
+	@$(GO) build -trimpath -o $(BIN)/ ./mgmt/campaign
+	@$(BIN)/campaign -linux -crashes $(KILLS) $(if $(ENGINE),-engine $(ENGINE))
 
 test-nested: ## test engine kvm on an emulated AMD SVM machine
 	@images/setup nested

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -15,16 +16,10 @@ import (
 // The short form of the campaign of "make test-crash".
 func TestCampaign(t *testing.T) {
 	bin := t.TempDir()
-	for out, pkg := range map[string]string{
+	build(t, bin, map[string]string{
 		"grailctl": "mgmt/grailctl", "graild": "mgmt/graild", "grailvm": "hv/grailvm", "drivers/blk": "drivervms/blk/guest",
 		"examples/verify": "personalities/native/examples/verify",
-	} {
-		cmd := exec.Command("go", "build", "-o", filepath.Join(bin, out), "github.com/grailos/grail/"+pkg)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if b, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("build %s: %v\n%s", pkg, err, b)
-		}
-	}
+	})
 	for _, e := range []hv.Engine{hv.EngineKVM, hv.EngineProcess} {
 		t.Run(string(e), func(t *testing.T) {
 			if e == hv.EngineKVM {
@@ -42,5 +37,41 @@ func TestCampaign(t *testing.T) {
 				t.Fatal(err)
 			}
 		})
+	}
+}
+
+// The short form of the campaign of "make test-linux".
+func TestLinuxCampaign(t *testing.T) {
+	for _, p := range append([]string{"qemu-system-x86_64", "busybox"}, tools...) {
+		if _, err := exec.LookPath(p); err != nil {
+			t.Skipf("SKIPPED: %v; images/setup test installs it", err)
+		}
+	}
+	if runtime.GOARCH != "amd64" {
+		t.Skip("SKIPPED: the emulated machine is an x86-64")
+	}
+	bin := t.TempDir()
+	build(t, bin, map[string]string{
+		"grailctl": "mgmt/grailctl", "graild": "mgmt/graild", "grailvm": "hv/grailvm", "grailport": "hv/grailport", "drivers/blk": "drivervms/blk/guest",
+		"drivers/net": "drivervms/net/guest", "graillinux": "personalities/linux/graillinux", "guests/amd64/grail-init": "personalities/linux/agent/init",
+	})
+	c := &campaign{bin: bin, cache: "../../build", systems: true, crashes: 5, engine: string(hv.EngineProcess), seed: rand.Uint64(), out: t.Output()}
+	if err := c.run(t.Context()); err != nil {
+		if strings.Contains(err.Error(), "namespace") || strings.Contains(err.Error(), "apt") {
+			t.Skip("SKIPPED:", err)
+		}
+		t.Fatal(err)
+	}
+}
+
+// build builds programs of Grail in bin.
+func build(t *testing.T, bin string, programs map[string]string) {
+	t.Helper()
+	for out, pkg := range programs {
+		cmd := exec.Command("go", "build", "-o", filepath.Join(bin, out), "github.com/grailos/grail/"+pkg)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if b, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("build %s: %v\n%s", pkg, err, b)
+		}
 	}
 }

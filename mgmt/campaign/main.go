@@ -19,6 +19,7 @@ import (
 
 func main() {
 	c := campaign{out: os.Stdout}
+	flag.BoolVar(&c.systems, "linux", false, "crash drivers under Linux VMs instead: a block driver under fio, then a net driver under iperf3")
 	flag.IntVar(&c.crashes, "crashes", 1000, "how many crashes")
 	flag.StringVar(&c.engine, "engine", "", "engine of both VMs: kvm or process (default: the best that works here)")
 	flag.Uint64Var(&c.seed, "seed", rand.Uint64(), "seed of all that is random")
@@ -28,6 +29,7 @@ func main() {
 	bin, err := os.Executable()
 	if err == nil {
 		c.bin = filepath.Dir(bin)
+		c.cache = filepath.Join(c.bin, "../build")
 		err = c.run(ctx)
 	}
 	if err != nil {
@@ -42,6 +44,8 @@ type campaign struct {
 	crashes int
 	engine  string
 	seed    uint64
+	systems bool   // with Linux VMs
+	cache   string // folder in which kernels are, perhaps
 	out     io.Writer
 
 	dir string // temporary, everything lies in it
@@ -69,16 +73,19 @@ func (c *campaign) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer os.RemoveAll(c.dir)
-	image := filepath.Join(c.dir, "disk.img")
-	f, err := os.Create(image)
+	c.box = sandbox.New(c.bin, c.dir)
+	defer func() { err = errors.Join(err, c.box.Clean()) }()
+	if c.systems {
+		if err := c.linux(ctx); err != nil {
+			return err
+		}
+		c.say("errors: 0, after %.0f s", time.Since(begin).Seconds())
+		return nil
+	}
+	image, err := c.newDisk()
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(f.Truncate(diskSize), f.Close()); err != nil {
-		return err
-	}
-	c.box = sandbox.New(c.bin, c.dir)
-	defer func() { err = errors.Join(err, c.box.Clean()) }()
 	if _, err := c.box.Do(ctx, c.args("driver", "create", "blk", driver, "--disk", disk+"="+image)...); err != nil {
 		return err
 	}
@@ -86,11 +93,11 @@ func (c *campaign) run(ctx context.Context) (err error) {
 	if err := w.start(ctx); err != nil {
 		return err
 	}
-	err = errors.Join(c.storm(ctx, w), w.stop())
+	err = errors.Join(c.storm(ctx, driver, w.ended), w.stop())
 	if err != nil {
 		return err
 	}
-	if err := c.sum(ctx); err != nil {
+	if err := c.sum(ctx, driver); err != nil {
 		return err
 	}
 	if _, err := c.box.Do(ctx, "driver", "rm", driver); err != nil {
@@ -104,6 +111,16 @@ func (c *campaign) run(ctx context.Context) (err error) {
 	return nil
 }
 
+// newDisk makes a file for a disk.
+func (c *campaign) newDisk() (path string, err error) {
+	path = filepath.Join(c.dir, "disk.img")
+	f, err := os.Create(path)
+	if err != nil {
+		return "", err
+	}
+	return path, errors.Join(f.Truncate(diskSize), f.Close())
+}
+
 // args adds the engine to a command of grailctl.
 func (c *campaign) args(args ...string) []string {
 	if c.engine != "" {
@@ -112,16 +129,16 @@ func (c *campaign) args(args ...string) []string {
 	return args
 }
 
-// storm crashes the driver until there were enough crashes, or the writer ends.
-func (c *campaign) storm(ctx context.Context, w *writer) error {
+// storm crashes a driver until there were enough crashes, or the work of its clients ends.
+func (c *campaign) storm(ctx context.Context, driver string, ended <-chan struct{}) error {
 	rnd := rand.New(rand.NewPCG(c.seed, 1))
 	begin := time.Now()
 	for n := 1; n <= c.crashes; n++ {
 		how := sandbox.Hows[rnd.IntN(len(sandbox.Hows))]
 		select {
 		case <-time.After(time.Duration(rnd.Int64N(int64(maxPause)))): // the random moment
-		case <-w.ended:
-			return fmt.Errorf("the writer ended after %d crashes", n-1)
+		case <-ended:
+			return fmt.Errorf("its clients' work ended after %d crashes", n-1)
 		case <-ctx.Done():
 			return ctx.Err()
 		}

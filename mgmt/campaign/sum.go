@@ -10,7 +10,7 @@ import (
 )
 
 // sum prints how long the recoveries took, and checks that every crash left a record.
-func (c *campaign) sum(ctx context.Context) error {
+func (c *campaign) sum(ctx context.Context, driver string) error {
 	var list []api.Crash
 	if err := c.box.Ask(ctx, &list, "driver", "crashes", driver); err != nil {
 		return err

@@ -121,6 +121,13 @@ func (c *cli) startCommand() *cobra.Command {
 			}
 			defer program.Close()
 			if attach {
+				if v.TTY {
+					reset, err := c.rawTerminal()
+					if err != nil {
+						return err
+					}
+					defer reset()
+				}
 				return c.foreground(ctx, dirs, v.VMConfig, v.Generation, program)
 			}
 			files, err := c.pack(ctx, v.Files)
@@ -230,6 +237,9 @@ func (c *cli) foreground(ctx context.Context, dirs place.Dirs, cfg api.VMConfig,
 	stopPacking(nil)
 	if err != nil {
 		return err
+	}
+	if cfg.TTY {
+		signal.Notify(signals, unix.SIGWINCH) // has the guest learn the terminal's new size
 	}
 	v, err := c.startHere(ctx, dirs, cfg, runs, map[api.Role]*os.File{api.RoleProgram: program, api.RoleFiles: files,
 		api.RoleStdin: c.stdin, api.RoleStdout: c.stdout, api.RoleStderr: c.stderr})

@@ -114,11 +114,12 @@ func (s *Sandbox) Clean() error {
 	}
 	var vms []api.VM
 	var drivers []api.Driver
-	err := errors.Join(s.Ask(ctx, &vms, "ps", "--all"), s.Ask(ctx, &drivers, "driver", "ls"))
+	err := s.Ask(ctx, &vms, "ps", "--all")
 	for _, v := range vms {
 		_, e := s.Do(ctx, "rm", "--force", v.Name)
 		err = errors.Join(err, e)
 	}
+	err = errors.Join(err, s.Ask(ctx, &drivers, "driver", "ls")) // those of images have gone with their VMs
 	for _, d := range drivers {
 		_, e := s.Do(ctx, "driver", "rm", "--force", d.Name)
 		err = errors.Join(err, e)

@@ -78,8 +78,19 @@ func (v *vm) end() {
 	v.kill()
 }
 
-// signal has SIGTERM shut the guest down, as it would an operating system, and gives the others to the VM's program.
+// signal has SIGTERM shut the guest down, as it would an operating system, has SIGWINCH tell the guest the size of the terminal, and gives the
+// others to the VM's program.
 func (v *vm) signal(sig syscall.Signal) error {
+	if sig == syscall.SIGWINCH && v.spec.Foreign.TTY {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		select {
+		case <-v.resize: // it is out of date
+		default:
+		}
+		v.resize <- v.size()
+		return nil
+	}
 	if sig != syscall.SIGTERM {
 		select {
 		case v.signals <- sig:
@@ -99,6 +110,15 @@ func (v *vm) signal(sig syscall.Signal) error {
 	ctx, cancel := context.WithTimeout(v.ctx, shutdownLimit)
 	defer cancel()
 	return a.Shutdown(ctx, agent.Shutdown{Mode: agent.PowerOff})
+}
+
+// size is that of the terminal with which the VM was started.
+func (v *vm) size() agent.Size {
+	w, err := unix.IoctlGetWinsize(v.spec.Stdin, unix.TIOCGWINSZ)
+	if err != nil {
+		return agent.Size{}
+	}
+	return agent.Size{Rows: w.Row, Columns: w.Col}
 }
 
 // watch joins the console to whoever is at the other end of c, until one of them ends.

@@ -33,6 +33,7 @@ type vm struct {
 	ctx     context.Context // ends when the VM is to end at once
 	kill    context.CancelFunc
 	signals chan syscall.Signal // for the VM's program
+	resize  chan agent.Size     // of its terminal; mu is held to send
 
 	mu      sync.Mutex
 	machine *qemu.VM
@@ -47,7 +48,7 @@ type vm struct {
 
 func newVM(spec *hv.Spec) *vm {
 	log := conlog.New(0, spec.Log, 0)
-	v := &vm{spec: spec, console: log, serial: newSerial(log), signals: make(chan syscall.Signal, 16), ready: make(chan struct{})}
+	v := &vm{spec: spec, console: log, serial: newSerial(log), signals: make(chan syscall.Signal, 16), resize: make(chan agent.Size, 1), ready: make(chan struct{})}
 	v.ctx, v.kill = context.WithCancel(context.Background())
 	return v
 }
@@ -193,8 +194,11 @@ func (v *vm) work(port io.ReadWriteCloser, gone <-chan struct{}) (code int, err 
 		<-a.Done()
 		return 0, nil
 	}
-	o := agent.ExecOptions{Process: agent.Process{Argv: v.spec.Argv, Env: v.spec.Env, Dir: v.spec.Dir, User: v.spec.Foreign.User}, Signals: v.signals, TTY: v.spec.Foreign.TTY,
+	o := agent.ExecOptions{Process: agent.Process{Argv: v.spec.Argv, Env: v.spec.Env, Dir: v.spec.Dir, User: v.spec.Foreign.User}, Signals: v.signals, TTY: v.spec.Foreign.TTY, Resize: v.resize,
 		Stdin: file(v.spec.Stdin, "stdin"), Stdout: v.output(v.spec.Stdout), Stderr: v.output(v.spec.Stderr)}
+	if o.TTY {
+		o.Size = v.size()
+	}
 	return a.Exec(v.ctx, o)
 }
 
