@@ -59,6 +59,8 @@ const (
 	diskSize = 64 << 20
 	// maxPause is the longest time between a recovery and the next crash.
 	maxPause = 60 * time.Millisecond
+	// maxNetPause is the same for a switch: TCP doubles its patience with each segment that is lost again, and has to come round.
+	maxNetPause = time.Second
 	// reportEvery is the number of crashes between two lines of progress.
 	reportEvery = 100
 )
@@ -93,7 +95,7 @@ func (c *campaign) run(ctx context.Context) (err error) {
 	if err := w.start(ctx); err != nil {
 		return err
 	}
-	err = errors.Join(c.storm(ctx, driver, w.ended), w.stop())
+	err = errors.Join(c.storm(ctx, driver, maxPause, w.ended), w.stop())
 	if err != nil {
 		return err
 	}
@@ -130,13 +132,13 @@ func (c *campaign) args(args ...string) []string {
 }
 
 // storm crashes a driver until there were enough crashes, or the work of its clients ends.
-func (c *campaign) storm(ctx context.Context, driver string, ended <-chan struct{}) error {
+func (c *campaign) storm(ctx context.Context, driver string, pause time.Duration, ended <-chan struct{}) error {
 	rnd := rand.New(rand.NewPCG(c.seed, 1))
 	begin := time.Now()
 	for n := 1; n <= c.crashes; n++ {
 		how := sandbox.Hows[rnd.IntN(len(sandbox.Hows))]
 		select {
-		case <-time.After(time.Duration(rnd.Int64N(int64(maxPause)))): // the random moment
+		case <-time.After(time.Duration(rnd.Int64N(int64(pause)))): // the random moment
 		case <-ended:
 			return fmt.Errorf("its clients' work ended after %d crashes", n-1)
 		case <-ctx.Done():

@@ -65,7 +65,7 @@ func TestLinuxDoesNotStart(t *testing.T) {
 	if err := os.Symlink(own, r.dirs.Images()); err != nil {
 		t.Fatal(err)
 	}
-	limit := 10*time.Second + 100*r.unit
+	limit := 5*time.Second + 100*r.unit
 	fails("no agent", "no agent lives here", "--boot-timeout", limit.String())
 	fails("no agent, in no time", "not within 200ms", "--boot-timeout", "200ms")
 

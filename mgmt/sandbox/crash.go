@@ -61,11 +61,15 @@ func (s *Sandbox) lastCrash(ctx context.Context, driver string) (c api.Crash, er
 func (s *Sandbox) Serving(ctx context.Context, driver string, crashes int) error {
 	ctx, cancel := context.WithTimeout(ctx, recoveryTimeout)
 	defer cancel()
+	var last api.Driver
 	for {
 		d, err := s.Driver(ctx, driver)
+		if err == nil {
+			last = d
+		}
 		switch {
 		case ctx.Err() == context.DeadlineExceeded:
-			return fmt.Errorf("driver %s has not served again within %v: it is %s after %d crashes", driver, recoveryTimeout, d.State, d.Crashes)
+			return fmt.Errorf("driver %s has not served again within %v: it is %s after %d crashes", driver, recoveryTimeout, last.State, last.Crashes)
 		case err != nil:
 			return err
 		case d.Crashes >= crashes && d.State == api.Ready && !slices.ContainsFunc(d.Clients, func(b api.Binding) bool { return !b.Attached }):
