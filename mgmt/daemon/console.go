@@ -33,12 +33,13 @@ const (
 // output is the console of one run: the ring that its process writes to, on its way to the console driver. It outlives the run until all of it is logged.
 type output struct {
 	client *client
-	path   string        // of the log
-	prev   *output       // of the run before, which writes to the same log, or nil
-	create bool          // it may have a driver made
-	hurry  chan struct{} // somebody wants to see the log
-	served chan struct{} // closed when a driver has it
-	done   chan struct{} // closed when all is logged, or given up
+	path   string          // of the log
+	prev   *output         // of the run before, which writes to the same log, or nil
+	create bool            // it may have a driver made
+	ended  <-chan struct{} // closed when the run has ended
+	hurry  chan struct{}   // somebody wants to see the log
+	served chan struct{}   // closed when a driver has it
+	done   chan struct{}   // closed when all is logged, or given up
 
 	hurryOnce, serveOnce sync.Once
 	removed              atomic.Bool // the log is not wanted any more
@@ -47,7 +48,7 @@ type output struct {
 func (o *output) hasten() { o.hurryOnce.Do(func() { close(o.hurry) }) }
 
 // newOutput makes the ring for a run's console; nil and no error where consoles go to files.
-func (d *Daemon) newOutput(r role, name string, generation int) (*output, error) {
+func (d *Daemon) newOutput(r role, name string, generation int, ended <-chan struct{}) (*output, error) {
 	if !consolesWanted() {
 		return nil, nil
 	}
@@ -76,12 +77,12 @@ func (d *Daemon) newOutput(r role, name string, generation int) (*output, error)
 		kick.Close()
 		return nil, err
 	}
-	return d.outputOf(c, r, generation), nil
+	return d.outputOf(c, r, generation, ended), nil
 }
 
 // outputOf takes note of the client's end of a console. Later instances of drivers have no console driver made: it may be that everything is just being removed.
-func (d *Daemon) outputOf(c *client, r role, generation int) *output {
-	o := &output{client: c, path: d.logPath(c.att.Client, slotOf(r, generation)), create: r == roleVM || generation <= 1,
+func (d *Daemon) outputOf(c *client, r role, generation int, ended <-chan struct{}) *output {
+	o := &output{client: c, ended: ended, path: d.logPath(c.att.Client, slotOf(r, generation)), create: r == roleVM || generation <= 1,
 		hurry: make(chan struct{}), served: make(chan struct{}), done: make(chan struct{})}
 	d.mu.Lock()
 	o.prev = d.outputs[o.path]
@@ -110,7 +111,7 @@ func (d *Daemon) adoptOutput(inst *instance, r role, list []*client) []*client {
 			continue
 		}
 		c.att.Client = inst.name
-		inst.output = d.outputOf(c, r, inst.generation)
+		inst.output = d.outputOf(c, r, inst.generation, inst.ended)
 		inst.output.create = false
 	}
 	return rest
@@ -134,15 +135,15 @@ func (d *Daemon) resumeOutputs(adopted []*instance) (begin func()) {
 	return func() {
 		for _, i := range adopted {
 			i.output.hasten()
-			d.background.Go(func() { d.keep(i.output, i.ended) })
+			d.background.Go(func() { d.keep(i.output) })
 		}
 	}
 }
 
 // keep sees that what a run prints is logged, until the run has ended and all of it is.
-func (d *Daemon) keep(o *output, ended <-chan struct{}) {
+func (d *Daemon) keep(o *output) {
 	defer d.dropOutput(o)
-	ctx, cancel := d.outputContext(o, ended)
+	ctx, cancel := d.outputContext(o)
 	defer cancel()
 	select {
 	case <-time.After(consoleDelay):
@@ -183,7 +184,7 @@ func (d *Daemon) keep(o *output, ended <-chan struct{}) {
 		}
 		o.serveOnce.Do(func() { close(o.served) })
 		select {
-		case <-ended:
+		case <-o.ended:
 			dr.detach(o.client)
 			d.finishLog(o, dr)
 			return
@@ -196,12 +197,12 @@ func (d *Daemon) keep(o *output, ended <-chan struct{}) {
 }
 
 // outputContext returns a context that ends with graild, and some time after the run.
-func (d *Daemon) outputContext(o *output, ended <-chan struct{}) (context.Context, context.CancelFunc) {
+func (d *Daemon) outputContext(o *output) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
 		defer cancel()
 		select {
-		case <-ended:
+		case <-o.ended:
 		case <-o.done:
 			return
 		case <-d.closing:

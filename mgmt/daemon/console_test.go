@@ -188,6 +188,33 @@ func TestConsoleGone(t *testing.T) {
 	}
 }
 
+// A graild that ends leaves no console driver behind that nobody needs, also right after the last VM has ended.
+func TestConsoleIdle(t *testing.T) {
+	r := newRig(t)
+	r.consoleProgram("serve")
+	r.mustDriver("blk0")
+	v := r.mustStart("web", "wait")
+	r.eventuallyServed("con0", "web")
+	r.eventuallyServed("con0", "blk0")
+	r.close()
+	r.open()
+	if got := len(r.d.Drivers()); got != 2 {
+		t.Fatalf("%d drivers while a VM runs", got)
+	}
+	if err := r.client.SignalVM(ctx(t), "web", 15); err != nil {
+		t.Fatal(err)
+	}
+	r.wait(v)
+	if err := r.client.RemoveDriver(ctx(t), "blk0", true); err != nil {
+		t.Fatal(err)
+	}
+	r.close()
+	r.open()
+	if list := r.d.Drivers(); len(list) != 0 {
+		t.Errorf("drivers: %+v", list)
+	}
+}
+
 func TestCheckConsole(t *testing.T) {
 	ok := func() api.DriverConfig {
 		return api.DriverConfig{Name: "con0", Type: typeConsole, MemoryBytes: 64 << 20}

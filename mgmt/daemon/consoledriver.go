@@ -130,13 +130,9 @@ func (d *Daemon) consoleMade() {
 func (d *Daemon) endIdleConsoles() {
 	d.mu.Lock()
 	d.noConsoles = true
-	making := d.makingConsole
 	d.mu.Unlock()
-	for until := time.Now().Add(callTimeout); making && time.Now().Before(until); {
+	for until := time.Now().Add(time.Second); d.consolesUnsettled() && time.Now().Before(until); {
 		time.Sleep(lockPause)
-		d.mu.Lock()
-		making = d.makingConsole
-		d.mu.Unlock()
 	}
 	for _, v := range d.Drivers() {
 		if v.Auto && v.Type == typeConsole && len(v.Clients) == 0 {
@@ -145,6 +141,21 @@ func (d *Daemon) endIdleConsoles() {
 			}
 		}
 	}
+}
+
+// consolesUnsettled reports whether a console driver is being made, or no run is left that it is needed for, but consoles of some that have ended.
+func (d *Daemon) consolesUnsettled() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, o := range d.outputs {
+		o.hasten()
+		select {
+		case <-o.ended:
+		default:
+			return d.makingConsole
+		}
+	}
+	return d.makingConsole || len(d.outputs) > 0 && d.consoleDriverName() != ""
 }
 
 // isStopped reports whether the driver has ended for good.

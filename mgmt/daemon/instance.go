@@ -112,7 +112,7 @@ func (d *Daemon) launch(l *hv.Launch, r role, generation int, fresh bool) (*inst
 	}
 	slot := slotOf(r, generation)
 	var err error
-	if inst.output, err = d.newOutput(r, name, generation); err != nil {
+	if inst.output, err = d.newOutput(r, name, generation, inst.ended); err != nil {
 		return nil, err
 	}
 	defer func() {
@@ -171,7 +171,7 @@ func (d *Daemon) launch(l *hv.Launch, r role, generation int, fresh bool) (*inst
 	inst.launched = time.Now()
 	inst.watch()
 	if inst.output != nil {
-		d.background.Go(func() { d.keep(inst.output, inst.ended) })
+		d.background.Go(func() { d.keep(inst.output) })
 	}
 	return inst, nil
 }
