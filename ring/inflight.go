@@ -57,6 +57,18 @@ func NewInflight(mem []byte, size uint16) (*Inflight, error) {
 	return &Inflight{mem: mem[:need:need], size: size}, nil
 }
 
+// CountInflight returns how many requests a queue's region of the log says are in flight. It is for those who only look: the content may be anybody's, and
+// may be changing. Precondition: the region has InflightBytes of some size.
+func CountInflight(region []byte) int {
+	n := 0
+	for at := logEntries; at+logEntryLen <= len(region); at += logEntryLen {
+		if region[at+entInflight] == 1 {
+			n++
+		}
+	}
+	return n
+}
+
 // Recover completes a batch that the last device left half-way, and returns the heads still in flight, oldest
 // first. usedIdx is the index that stands in the used ring. A log that was never used is initialised, and
 // fresh is true: then the caller knows the next available index, not the log; otherwise that index is

@@ -279,8 +279,20 @@ type Crash struct {
 	First    time.Time `json:"first,omitzero"` // first request completed by the next instance
 	// RecoverMs is First, or Attached when no request was waiting, minus Crashed.
 	RecoverMs float64    `json:"recoverMs,omitempty"`
+	Rings     []Ring     `json:"rings,omitempty"` // of its clients, when it had stopped
 	Report    *hv.Report `json:"report,omitempty"`
 	Trace     *Trace     `json:"trace,omitempty"`
+}
+
+// Ring is the state of a client's queue.
+type Ring struct {
+	Client   string `json:"client"`
+	Disk     string `json:"disk"` // or port
+	Queue    int    `json:"queue"`
+	Size     int    `json:"size"`
+	Avail    uint16 `json:"avail"`    // index of the client's next request
+	Used     uint16 `json:"used"`     // index of the driver's next completion
+	Inflight int    `json:"inflight"` // requests taken and not completed, by the log; -1: there is no log
 }
 
 // Trace is a decoded hv.Fault.

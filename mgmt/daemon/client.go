@@ -10,6 +10,7 @@ import (
 
 	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/mgmt/api"
+	"github.com/grailos/grail/ring"
 )
 
 // client is one client's end of a disk, as graild keeps it to attach it to one driver instance after the other.
@@ -158,6 +159,28 @@ func (c *client) read16(addr uint64) (uint16, bool) {
 		return binary.LittleEndian.Uint16(b[:]), err == nil && n == len(b)
 	}
 	return 0, false
+}
+
+// rings describes the client's queues, as far as they can be read. All of it is written by others.
+func (c *client) rings() (list []api.Ring) {
+	for i := range c.att.Queues {
+		q := &c.att.Queues[i]
+		r := api.Ring{Client: c.att.Client, Disk: c.att.Disk, Queue: int(q.Index), Size: int(q.Size), Inflight: -1}
+		var ok1, ok2 bool
+		r.Avail, ok1 = c.read16(q.Avail + 2)
+		r.Used, ok2 = c.read16(q.Used + 2)
+		if !ok1 || !ok2 {
+			continue
+		}
+		if n := ring.InflightBytes(q.Size); c.att.Log >= 0 && c.kinds[c.att.Log] == memoryFile {
+			region := make([]byte, n)
+			if k, err := unix.Pread(rawFD(c.files[c.att.Log]), region, int64(i)*int64(n)); err == nil && k == len(region) {
+				r.Inflight = ring.CountInflight(region)
+			}
+		}
+		list = append(list, r)
+	}
+	return list
 }
 
 // kick rings the driver's doorbells of the client.

@@ -23,6 +23,7 @@ import (
 type Daemon struct {
 	dirs    place.Dirs
 	log     *slog.Logger
+	events  *events
 	store   *store.Store
 	lock    *os.File
 	bootID  string
@@ -69,7 +70,9 @@ func Open(dirs place.Dirs, log *slog.Logger, version string) (_ *Daemon, err err
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return nil, fmt.Errorf("%w in %s", ErrRunning, dirs.State)
 	}
-	d := &Daemon{dirs: dirs, log: log, lock: lock, started: time.Now(), version: version,
+	events := newEvents()
+	log = slog.New(eventHandler{Handler: log.Handler(), events: events})
+	d := &Daemon{dirs: dirs, log: log, events: events, lock: lock, started: time.Now(), version: version,
 		vms: map[string]*vm{}, drivers: map[string]*driver{}, making: map[string]bool{},
 		outputs: map[string]*output{}, consolesChanged: make(chan struct{}), closing: make(chan struct{})}
 	if d.build, err = place.Build("/proc/self/exe"); err != nil {
@@ -347,6 +350,7 @@ func (d *Daemon) CreateDriver(ctx context.Context, cfg api.DriverConfig) (err er
 		d.mu.Unlock()
 		if err != nil && !registered {
 			dr.close()
+			dr.forgetTap()
 		}
 	}()
 	if dr.backings, err = d.openBackings(cfg, 0); err != nil {
@@ -467,6 +471,7 @@ func (d *Daemon) RemoveDriver(name string, force bool) error {
 	}
 	dr.kill()
 	dr.close()
+	dr.forgetTap()
 	if dr.rec.Config.Socket {
 		for _, k := range dr.rec.Config.Disks {
 			_ = os.Remove(d.portalSocket(name, k.ID))

@@ -72,6 +72,7 @@ func (d *Daemon) Handler(shutdown func()) http.Handler {
 	route("POST /v1/drivers/{name}/crash", d.crashDriver)
 	route("GET /v1/logs", func(*http.Request) (any, error) { return d.Logs(), nil })
 	route("GET /v1/logs/{name}", func(r *http.Request) (any, error) { return d.Log(r.PathValue("name")) })
+	mux.HandleFunc("GET /v1/events", d.serveEvents)
 	route("GET /v1/crashes", func(r *http.Request) (any, error) {
 		name := r.FormValue("driver")
 		if name != "" {

@@ -36,8 +36,8 @@ type natEnds struct {
 	err   error // why there is none now
 }
 
-// resolverCheck is how often the host's list of resolvers is looked at.
-const resolverCheck = 5 * time.Second
+// natCheck is how often a NAT process is asked how it is, and the host's list of resolvers is looked at.
+const natCheck = 5 * time.Second
 
 func (d *Daemon) natControl(driver string, generation int) string {
 	return filepath.Join(d.dirs.Sockets(), driver+".nat."+strconv.Itoa(generation))
@@ -143,9 +143,12 @@ func (dr *driver) startNAT() (*nat, error) {
 	dr.mu.Lock()
 	up := dr.uplink
 	dr.mu.Unlock()
-	spec := net.NATSpec{Driver: dr.name(), Control: l.Add(control), Stack: l.Add(up.far), Near: l.Add(up.near.File),
+	spec := net.NATSpec{Driver: dr.name(), Control: l.Add(control), Stack: l.Add(up.far), Near: -1,
 		NATConfig: net.NATConfig{Subnet: subnet, Gateway: lastAddress(subnet), MAC: net.GatewayMAC, MTU: vswitch.DefaultMTU,
 			Loopback: kind.loopback, Resolvers: hostResolvers()}}
+	if up.far != nil {
+		spec.Near = l.Add(up.near.File)
+	}
 	if n.proc, err = l.Start("grailnat", dr.name(), &spec); err != nil {
 		_ = os.Remove(n.socket)
 		return nil, err
@@ -194,7 +197,7 @@ func (n *nat) attend() error {
 		defer close(ended)
 		_ = n.proc.Wait(0)
 	}()
-	tick := time.NewTicker(resolverCheck)
+	tick := time.NewTicker(natCheck)
 	defer tick.Stop()
 	told := hostResolvers()
 	for {
@@ -209,6 +212,9 @@ func (n *nat) attend() error {
 		case <-dr.d.closing:
 			return nil
 		case <-tick.C:
+			if _, err := n.ask(net.NATRequest{Op: net.NATStatus}); err != nil && !n.proc.Ended() {
+				return fmt.Errorf("its process does not answer: %w", err)
+			}
 			if now := hostResolvers(); !slices.Equal(now, told) {
 				if _, err := n.ask(net.NATRequest{Op: net.NATResolve, Resolvers: now}); err == nil {
 					told = now
@@ -239,14 +245,24 @@ func (dr *driver) adoptNAT(p *running) {
 		return
 	}
 	n := &nat{dr: dr, generation: p.generation, proc: proc, socket: dr.d.natControl(dr.name(), p.generation)}
-	ends, err := n.ask(net.NATRequest{Op: net.NATEnds})
-	if err != nil || len(ends) != 2 {
+	op := net.NATEnds
+	kind, err := uplinkOf(&dr.rec.Config)
+	if kind.kind == tapUplink {
+		op = net.NATStatus // it has no end of the uplink
+	}
+	var ends []*os.File
+	if err == nil {
+		ends, err = n.ask(net.NATRequest{Op: op})
+	}
+	if err != nil || op == net.NATEnds && len(ends) != 2 {
 		net.CloseFiles(ends)
 		dr.d.log.Error("adopt: the NAT process does not answer; replacing it", "driver", dr.name(), "error", err)
 		n.end()
 		return
 	}
-	dr.adoptUplink(ends[0], ends[1])
+	if len(ends) == 2 {
+		dr.adoptUplink(ends[0], ends[1])
+	}
 	// The resolvers may have changed while there was no graild.
 	_, _ = n.ask(net.NATRequest{Op: net.NATResolve, Resolvers: hostResolvers()})
 	dr.nat = n
@@ -284,5 +300,8 @@ func (dr *driver) askNAT(v *api.NAT) {
 	}
 	if r, _, err := n.call(net.NATRequest{Op: net.NATStatus}); err == nil && r.State != nil {
 		v.Missing = r.State.Missing
+	}
+	if kind, err := uplinkOf(&dr.rec.Config); err == nil && kind.kind == tapUplink {
+		v.Missing = append(v.Missing, tapLacks()...)
 	}
 }

@@ -81,6 +81,9 @@ func port(c *api.DriverConfig, p *api.Port) net.Port {
 	switch u, err := uplinkOf(c); {
 	case err != nil || u.kind == noUplink:
 		out.NoUplink = true
+	case u.kind == tapUplink: // whose other end may be a bridge: the gateway's hardware address shows by ARP
+		out.Gateway = lastAddress(subnet)
+		out.Upstream = distantResolver(hostResolvers())
 	default:
 		out.Gateway = lastAddress(subnet)
 		out.GatewayMAC, out.Upstream = net.GatewayMAC, out.Gateway

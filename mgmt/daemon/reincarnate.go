@@ -338,12 +338,21 @@ func (dr *driver) died(inst *driverInstance, e *ending) (*recovery, time.Duratio
 	c := api.Crash{Driver: dr.name(), Generation: dr.rec.Generation, Launch: inst.generation, Cause: e.report.Cause, Message: describe(e.report),
 		Injected: inj.how, Clients: len(dr.clients), Crashed: e.crashed, Detected: e.detected, Stopped: e.stopped, Report: e.report}
 	c.Program = inst.program
+	for _, k := range dr.clientList() {
+		if c.Rings = append(c.Rings, k.rings()...); len(c.Rings) >= maxRings {
+			c.Rings = c.Rings[:maxRings]
+			break
+		}
+	}
 	dr.mu.Unlock()
 	dr.discard(unwanted)
 	c.ID, _ = dr.d.store.NextID()
 	dr.d.log.Warn("driver died", "driver", c.Driver, "generation", c.Generation, "cause", c.Cause, "injected", c.Injected, "why", c.Message)
 	return dr.d.newRecovery(c, inst.report), wait
 }
+
+// maxRings bounds the queues in a crash record.
+const maxRings = 64
 
 // lastWord is how long a hanging driver's process may take to write a report, which costs recovery time.
 const lastWord = 25 * time.Millisecond

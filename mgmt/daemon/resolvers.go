@@ -33,3 +33,14 @@ func parseResolvers(text string) (list []netip.AddrPort) {
 	}
 	return list
 }
+
+// distantResolver returns the first DNS server that guests can ask by the host's routes: one that is not on its loopback, at the usual port. The zero
+// Addr: there is none.
+func distantResolver(list []netip.AddrPort) netip.Addr {
+	for _, a := range list {
+		if !a.Addr().IsLoopback() && !a.Addr().IsUnspecified() {
+			return a.Addr()
+		}
+	}
+	return netip.Addr{}
+}

@@ -4,8 +4,10 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"os"
+	"strings"
 
 	"github.com/grailos/grail/drivervms/net"
+	"github.com/grailos/grail/drivervms/net/vswitch"
 	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/mgmt/api"
 )
@@ -14,12 +16,14 @@ import (
 const (
 	noUplink   = ""
 	userUplink = "user"
+	tapUplink  = "tap"
 )
 
 // uplinkKind is a parsed api.DriverConfig.Uplink.
 type uplinkKind struct {
 	kind     string
-	loopback bool
+	loopback bool   // user
+	tap      string // its name
 }
 
 // uplinkOf reads a net driver's uplink.
@@ -32,7 +36,13 @@ func uplinkOf(c *api.DriverConfig) (uplinkKind, error) {
 	case "user:loopback":
 		return uplinkKind{kind: userUplink, loopback: true}, nil
 	}
-	return uplinkKind{}, api.Errorf(api.Invalid, "there is no uplink %q; use user, user:loopback or none", c.Uplink)
+	if name, ok := strings.CutPrefix(c.Uplink, "tap:"); ok {
+		if !tapForm.MatchString(name) {
+			return uplinkKind{}, api.Errorf(api.Invalid, "uplink %q: a tap device's name is 1 to 15 letters, digits, dots, dashes and underscores", c.Uplink)
+		}
+		return uplinkKind{kind: tapUplink, tap: name}, nil
+	}
+	return uplinkKind{}, api.Errorf(api.Invalid, "there is no uplink %q; use user, user:loopback, tap:NAME or none", c.Uplink)
 }
 
 // lastAddress returns the last address of a network that a host can have. Precondition: IPv4, at most 30 bits.
@@ -45,7 +55,7 @@ func lastAddress(p netip.Prefix) netip.Addr {
 // uplink is both ends of a net driver's way out. graild keeps them, so that it stays open whoever dies.
 type uplink struct {
 	near *net.Uplink // the driver VM's
-	far  *os.File    // the NAT process's
+	far  *os.File    // the NAT process's; nil for a tap, whose other end is the host's kernel
 }
 
 // keepUplink is the name of the descriptors in a driver's Spec; see keepStatus.
@@ -62,6 +72,13 @@ func (dr *driver) openUplink() error {
 	if kind.kind == noUplink || dr.uplink != nil {
 		return nil
 	}
+	if kind.kind == tapUplink {
+		near, err := dr.openTap(kind.tap)
+		if err == nil {
+			dr.uplink = &uplink{near: near}
+		}
+		return err
+	}
 	near, far, err := net.NewSocket(net.NATOffloads)
 	if err != nil {
 		return err
@@ -72,13 +89,18 @@ func (dr *driver) openUplink() error {
 
 // adoptUplink takes over both ends of an uplink that was open before, unless there is one.
 func (dr *driver) adoptUplink(near, far *os.File) {
+	kind, err := uplinkOf(&dr.rec.Config)
+	offloads := uint64(net.NATOffloads)
+	if kind.kind == tapUplink {
+		offloads = vswitch.Offloads
+	}
 	dr.mu.Lock()
 	defer dr.mu.Unlock()
-	if dr.uplink != nil || near == nil || far == nil {
+	if err != nil || dr.uplink != nil || near == nil || far == nil && kind.kind != tapUplink {
 		closeAll(near, far)
 		return
 	}
-	dr.uplink = &uplink{near: &net.Uplink{File: near, Offloads: net.NATOffloads}, far: far}
+	dr.uplink = &uplink{near: &net.Uplink{File: near, Offloads: offloads}, far: far}
 }
 
 // addTo gives a driver VM its end, and has its process keep both.
@@ -89,8 +111,11 @@ func (u *uplink) addTo(l *hv.Launch) {
 	c := u.near.Cap()
 	c.FD = l.Add(u.near.File)
 	l.Spec.Caps = append(l.Spec.Caps, c)
-	l.Spec.Attachments = append(l.Spec.Attachments, hv.Attachment{Disk: keepUplink, Log: -1,
-		Regions: []hv.AttachMem{{FD: l.Add(u.near.File)}, {FD: l.Add(u.far)}}})
+	kept := []hv.AttachMem{{FD: l.Add(u.near.File)}}
+	if u.far != nil {
+		kept = append(kept, hv.AttachMem{FD: l.Add(u.far)})
+	}
+	l.Spec.Attachments = append(l.Spec.Attachments, hv.Attachment{Disk: keepUplink, Log: -1, Regions: kept})
 }
 
 func (u *uplink) close() {

@@ -95,6 +95,19 @@ func TestDriverCrashes(t *testing.T) {
 		if c := list[2].Cause; c != hv.CauseHang {
 			r.t.Errorf("hang: cause %s", c)
 		}
+		shown := r.ctl("crash", "show", fmt.Sprint(list[2].ID))
+		for _, want := range []string{"hang on request", "phases", "IN FLIGHT"} {
+			if !strings.Contains(shown, want) {
+				r.t.Errorf("crash show without %q:\n%s", want, shown)
+			}
+		}
+		if l := r.ctl("crash", "ls", "blk0"); strings.Count(l, "\n") != len(how)+1 {
+			r.t.Errorf("crash ls:\n%s", l)
+		}
+		events := r.ctl("events")
+		if strings.Count(events, "driver died") != len(how) || strings.Count(events, "driver recovered") != len(how) {
+			r.t.Errorf("events:\n%s", events)
+		}
 		r.ctl("driver", "restart", "blk0")
 		r.ctl("driver", "rm", "blk0")
 	})

@@ -47,6 +47,7 @@ A console driver keeps what all VMs print. graild makes one by itself, con0, unl
   grailctl driver create blk blk1 --disk root=/dev/sdb --disk iso=cd.iso:ro --socket
   grailctl driver create net net0 --port web=1 --port db=1 --port other=2
   grailctl driver create net net1 --port web --uplink user
+  grailctl driver create net net2 --port web --subnet 10.80.0.0/24 --uplink tap:grail0
   grailctl driver create console con0 --size 1M --rate 64K`,
 		Args: exactly("a TYPE", "a NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -115,7 +116,7 @@ A console driver keeps what all VMs print. graild makes one by itself, con0, unl
 	fl.StringArrayVar(&disks, "disk", nil, "offer the file or block device PATH as disk ID: ID=PATH, or ID=PATH:ro to only read it (repeatable)")
 	fl.StringArrayVar(&ports, "port", nil, "a port of a net driver: NAME, or NAME=TENANT with the number of a tenant (repeatable)")
 	fl.StringVar(&subnet, "subnet", "", "the IPv4 network of a net driver's ports (default: 10.77.0.0/16)")
-	fl.StringVar(&uplink, "uplink", "", "the way of a net driver's VMs out of the host: user, through sockets of an unprivileged process; user:loopback, which lets them also reach this host's 127.0.0.1 under the gateway's address (default: none)")
+	fl.StringVar(&uplink, "uplink", "", "the way of a net driver's VMs out of the host: user, through sockets of an unprivileged process; user:loopback, which lets them also reach this host's 127.0.0.1 under the gateway's address; tap:NAME, by a tap device of that name, which is made with an address and NAT if it is not there and graild runs as root (default: none)")
 	fl.BoolVar(&socket, "socket", false, "also offer each disk to other VMMs on a vhost-user socket, and print its path")
 	fl.BoolVar(&unsealed, "unsealed", false, "admit vhost-user clients that can take their memory away, such as DPDK's virtio-user; one that does makes the driver fail")
 	fl.StringVar(&engine, "engine", "", "what executes the driver: kvm or process (default: kvm where it works)")

@@ -64,6 +64,7 @@ func (c *cli) createCommand() *cobra.Command {
 		GroupID: "vm",
 		Short:   "Make a VM without starting it",
 		Example: `  grailctl create --name web --memory 64M -- ./server
+  grailctl create --name www --personality linux --net net0/www --publish 8080:80
   grailctl start web`,
 		Args: f.program,
 		RunE: func(cmd *cobra.Command, args []string) error {

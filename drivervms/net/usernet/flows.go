@@ -8,7 +8,7 @@ import (
 // Bounds of flows: each has a socket of the host's and some buffers.
 const (
 	maxFlows      = 8192
-	flowsPerGuest = 1024
+	flowsPerGuest = 512
 )
 
 // flows counts what is under way.

@@ -29,8 +29,8 @@ const nic tcpip.NICID = 1
 // Bounds of a TCP connection's buffers in the stack, in bytes. What a guest does not take stays in them.
 const (
 	leastBuffer   = 4 << 10
-	usualBuffer   = 256 << 10
-	largestBuffer = 1 << 20
+	usualBuffer   = 128 << 10
+	largestBuffer = 512 << 10
 )
 
 // maxDials bounds the guests' TCP connections of which the other end has not answered.
