@@ -239,7 +239,7 @@ func (c *campaign) connected(ctx context.Context) error {
 		return err
 	}
 	// A connection that is lost makes iperf3 fail.
-	l, err := c.start(ctx, "client", fmt.Sprintf("iperf3 -c %s -t 10 -f m", server), "grep receiver /tmp/out")
+	l, err := c.start(ctx, "client", fmt.Sprintf("iperf3 -c %s -t 5 -f m", server), "grep receiver /tmp/out")
 	if err != nil {
 		return err
 	}

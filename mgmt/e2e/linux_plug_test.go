@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/grailos/grail/mgmt/api"
 )
 
@@ -113,11 +115,24 @@ func TestLinuxPlug(t *testing.T) {
 		if v := x.vm(); len(v.Disks) > 1 {
 			cmd = r.command("detach", "tux", "--disk", "blk0/raw")
 		}
-		timer := time.AfterFunc(delay, r.killDaemon)
+		v, err := r.client.Version(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		killed := make(chan struct{})
+		timer := time.AfterFunc(delay, func() {
+			defer close(killed)
+			_ = unix.Kill(v.PID, unix.SIGKILL)
+		})
 		_ = runFor(cmd, time.Minute)
 		if timer.Stop() {
 			continue // it was faster
 		}
+		<-killed
+		r.eventually("graild is gone", func() bool { // the command may have started the next one
+			now, err := r.client.Version(t.Context())
+			return api.Down(err) || err == nil && now.PID != v.PID
+		})
 		r.ctl("daemon", "start")
 		r.eventually("graild and the guest agree", func() bool {
 			has := strings.Contains(x.must("ls /sys/block"), "vdb")
