@@ -119,6 +119,22 @@ func (l *Inflight) Recover(usedIdx uint16) (heads []uint16, fresh bool, err erro
 	return heads, false, nil
 }
 
+// OldestInflight returns the place in the order of fetching of the oldest request that stands as in flight in mem, a copy of the
+// log of a queue of size descriptors, which need not be consistent; false when there is none, or when mem is no such log.
+func OldestInflight(mem []byte, size uint16) (counter uint64, found bool) {
+	if !validSize(size) || uint64(len(mem)) < InflightBytes(size) {
+		return 0, false
+	}
+	l := Inflight{mem: mem, size: size}
+	for i := range size {
+		e := l.entry(i)
+		if n := binary.LittleEndian.Uint64(e[entCounter:]); e[entInflight] == 1 && (!found || n < counter) {
+			counter, found = n, true
+		}
+	}
+	return counter, found
+}
+
 // lastBatch returns the n heads of the last batch, whose in-flight marks may or may not be cleared already.
 func (l *Inflight) lastBatch(n uint16) (map[uint16]bool, error) {
 	if n > l.size {

@@ -171,3 +171,32 @@ func TestTwoCrashes(t *testing.T) {
 	b.newDevice(t, 0)
 	pop(true, 2, 4, 1)
 }
+
+func TestOldestInflight(t *testing.T) {
+	const size = 4
+	mem := make([]byte, ring.InflightBytes(size))
+	want := func(counter uint64, found bool) {
+		t.Helper()
+		if c, ok := ring.OldestInflight(mem, size); c != counter || ok != found {
+			t.Errorf("%d, %t; want %d, %t", c, ok, counter, found)
+		}
+	}
+	want(0, false)
+	l, err := ring.NewInflight(mem, size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Begin(2)
+	l.Begin(0)
+	want(0, true)
+	l.Complete(2)
+	want(0, true)
+	l.Commit(1, []uint16{2})
+	want(1, true)
+	if _, ok := ring.OldestInflight(mem[:len(mem)-1], size); ok {
+		t.Error("a log that is too short")
+	}
+	if _, ok := ring.OldestInflight(mem, 3); ok {
+		t.Error("an invalid size")
+	}
+}

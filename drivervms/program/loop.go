@@ -62,12 +62,25 @@ func (h *Host) Dead(id uint64, reason string) {
 // Inject makes the program misbehave as the host asks. arm has it do so with requests in hand, where the damage is greatest; where a
 // round has none, it happens here.
 func (h *Host) Inject(how string, s Server, arm func(misbehave func())) {
-	if how != "fault" && how != "hang" {
+	switch how {
+	case "stall":
+		arm(h.stall)
+		return // with the next request in hand
+	case "fault", "hang":
+	default:
 		return
 	}
 	h.Say("told to misbehave: %s", how)
 	arm(func() { Misbehave(how) })
 	if s.Round() == 0 {
 		Misbehave(how)
+	}
+}
+
+// stall beats for ever and does nothing else.
+func (h *Host) stall() {
+	for {
+		h.Status.Beat()
+		time.Sleep(time.Millisecond)
 	}
 }

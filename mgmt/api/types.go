@@ -254,7 +254,7 @@ type CreateDriver struct {
 
 // CrashDriver is the body of POST drivers/{name}/crash.
 type CrashDriver struct {
-	How string `json:"how"` // kill, fault or hang
+	How string `json:"how"` // kill, fault, hang or stall
 }
 
 // Crash records one end of a driver instance that nobody asked for, and the recovery from it.

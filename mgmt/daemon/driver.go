@@ -218,10 +218,16 @@ func (dr *driver) crash(ctx context.Context, how string) error {
 	switch how {
 	case "kill":
 		err = inst.proc.Kill()
+	case "stall":
+		if dr.rec.Config.Type != typeBlk {
+			err = api.Errorf(api.Invalid, "only a block driver keeps a log by which a stall is found out; crash this one by kill, fault or hang")
+			break
+		}
+		err = inst.inject(how)
 	case "fault", "hang":
 		err = inst.inject(how)
 	default:
-		err = api.Errorf(api.Invalid, "a driver can be crashed by kill, fault or hang, not %q", how)
+		err = api.Errorf(api.Invalid, "a driver can be crashed by kill, fault, hang or stall, not %q", how)
 	}
 	if err != nil {
 		dr.mu.Lock()

@@ -30,6 +30,7 @@ type driverInstance struct {
 	hung       chan struct{}
 	hungSince  atomic.Int64 // Unix nanoseconds of the last sign of life, set before hung is closed
 	hungOnce   atomic.Bool
+	stalled    atomic.Bool // it is hung in that requests stand still, set before hung is closed
 
 	mu     sync.Mutex
 	strays map[uint64]bool // an adopted instance serves them for a portal that was not asked yet

@@ -223,6 +223,9 @@ func (dr *driver) judge(inst *driverInstance, r *hv.Report, detected, stopped ti
 		// It was dying of a fault, too slowly: printing its stack, perhaps.
 		r.Cause, r.Signal, r.Message = hv.CauseSignal, r.Fault.Signal, "the program faulted and did not end within the heartbeat period"
 		e.crashed = time.Unix(0, inst.hungSince.Load())
+	case hung && inst.stalled.Load():
+		r.Cause, r.Message = hv.CauseStall, "requests that it had taken stood still although its heartbeat went on"
+		e.crashed = time.Unix(0, inst.hungSince.Load())
 	case hung:
 		r.Cause, r.Message = hv.CauseHang, "the heartbeat stood still with work pending"
 		e.crashed = time.Unix(0, inst.hungSince.Load())

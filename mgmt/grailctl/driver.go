@@ -215,16 +215,16 @@ func (c *cli) driverRestartCommand() *cobra.Command {
 func (c *cli) driverCrashCommand() *cobra.Command {
 	var how string
 	cmd := &cobra.Command{
-		Use: "crash NAME --how kill|fault|hang", Short: "Make a driver VM fail, to see it recover", ValidArgsFunction: completeDrivers,
-		Long: "crash kills the driver VM's process, makes the driver's program fault, or makes it hang. graild then replaces it as after any crash.",
+		Use: "crash NAME --how kill|fault|hang|stall", Short: "Make a driver VM fail, to see it recover", ValidArgsFunction: completeDrivers,
+		Long: "crash kills the driver VM's process, makes the driver's program fault, hang, or stall: beat without doing its work. graild then replaces it as after any crash.",
 		Args: exactly("the NAME of a driver"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch how {
-			case "kill", "fault", "hang":
+			case "kill", "fault", "hang", "stall":
 			case "":
-				return errors.New("say how to crash it: --how kill, --how fault or --how hang")
+				return errors.New("say how to crash it: --how kill, --how fault, --how hang or --how stall")
 			default:
-				return fmt.Errorf("a driver can be crashed by kill, fault or hang, not %q", how)
+				return fmt.Errorf("a driver can be crashed by kill, fault, hang or stall, not %q", how)
 			}
 			client, _, err := c.connect(cmd.Context())
 			if err != nil {
@@ -240,7 +240,7 @@ func (c *cli) driverCrashCommand() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&how, "how", "", "kill, fault or hang")
+	cmd.Flags().StringVar(&how, "how", "", "kill, fault, hang or stall")
 	return cmd
 }
 

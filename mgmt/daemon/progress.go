@@ -1,0 +1,67 @@
+package daemon
+
+import (
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/grailos/grail/mgmt/reincarnation"
+	"github.com/grailos/grail/ring"
+)
+
+// watchProgress declares the instance stalled when requests that it has taken stand still although it beats. It is told by the
+// in-flight logs, which no client can write to; a driver that keeps none is not watched.
+func (dr *driver) watchProgress(inst *driverInstance, quit <-chan struct{}) {
+	p := reincarnation.Progress{Patience: reincarnation.DefaultPatience}
+	tick := time.NewTicker(p.Interval())
+	defer tick.Stop()
+	for {
+		select {
+		case <-quit:
+			return
+		case <-inst.ended:
+			return
+		case <-inst.hung:
+			return
+		case <-tick.C:
+		}
+		work := reincarnation.Work{Beat: inst.beat(), Busy: inst.hostBusy(), Oldest: map[uint64]uint64{}}
+		waiting := dr.pendingClients(inst)
+		for _, c := range waiting {
+			c.inFlight(work.Oldest)
+		}
+		queue, stands := p.Observe(work)
+		if !stands {
+			continue
+		}
+		blamed := slices.DeleteFunc(waiting, func(c *client) bool { return c.att.ID != queue>>queueBits })
+		if dr.confirm(inst, blamed) {
+			inst.stalled.Store(true)
+			inst.declareHung(time.Now().Add(-p.Patience))
+			return
+		}
+	}
+}
+
+// queueBits is how many bits of a queue's number in the whole driver name it within its attachment.
+const queueBits = 16
+
+// inFlight notes the oldest request in flight of each queue.
+func (c *client) inFlight(oldest map[uint64]uint64) {
+	at := int64(0)
+	for i := range c.att.Queues {
+		n := ring.InflightBytes(c.att.Queues[i].Size)
+		if c.att.Log < 0 || c.kinds[c.att.Log] != memoryFile || uint64(at)+n > c.att.LogSize {
+			return
+		}
+		log := make([]byte, n)
+		if read, err := unix.Pread(rawFD(c.files[c.att.Log]), log, at); err != nil || read != len(log) {
+			return
+		}
+		if number, ok := ring.OldestInflight(log, c.att.Queues[i].Size); ok {
+			oldest[c.att.ID<<queueBits|uint64(i)] = number
+		}
+		at += int64(n)
+	}
+}
