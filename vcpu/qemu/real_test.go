@@ -24,7 +24,7 @@ func kernelDir() string {
 	if dir := os.Getenv("GRAIL_TEST_KERNEL"); dir != "" {
 		return dir
 	}
-	return "../../build/nested/kernel"
+	return "../../build/nested/kernel/amd64"
 }
 
 // needQEMU returns the path of a kernel image and its modules' directory, or skips.
