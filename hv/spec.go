@@ -91,6 +91,7 @@ type ForeignDisk struct {
 type ForeignNIC struct {
 	Socket string `json:"socket"`
 	MAC    string `json:"mac"`
+	Queues int    `json:"queues,omitempty"` // pairs; 0: 1
 }
 
 // DefaultMaxThreads bounds the threads of a guest that asks for no other number.

@@ -153,6 +153,7 @@ type Disk struct {
 type Port struct {
 	Name    string       `json:"name"` // also its name in the DNS of its tenant
 	Tenant  uint16       `json:"tenant"`
+	Queues  int          `json:"queues,omitempty"` // pairs of queues that its client is offered; 0: 1
 	MAC     string       `json:"mac"`
 	Address netip.Prefix `json:"address"`
 	Socket  string       `json:"socket,omitempty"` // vhost-user socket

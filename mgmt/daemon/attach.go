@@ -204,7 +204,11 @@ func (d *Daemon) foreign(dev api.Device) hv.ForeignDevice {
 	if dev.Disk != nil {
 		return hv.ForeignDevice{Disk: &hv.ForeignDisk{ID: dev.Disk.Disk, Socket: d.portalSocket(dev.Disk.Driver, dev.Disk.Disk)}}
 	}
-	return hv.ForeignDevice{NIC: &hv.ForeignNIC{Socket: d.portalSocket(dev.Net.Driver, dev.Net.Port), MAC: portMAC(dev.Net.Driver, dev.Net.Port)}}
+	nic := &hv.ForeignNIC{Socket: d.portalSocket(dev.Net.Driver, dev.Net.Port), MAC: portMAC(dev.Net.Driver, dev.Net.Port)}
+	if _, p, err := d.port(*dev.Net); err == nil {
+		nic.Queues = p.Queues
+	}
+	return hv.ForeignDevice{NIC: nic}
 }
 
 // checkDevice refuses a device that a VM cannot have beside its others, now if it runs.

@@ -40,7 +40,7 @@ func (d *Daemon) foreignNIC(ref api.NetRef) (hv.ForeignNIC, error) {
 	if err == nil {
 		err = dr.checkPort(p.Name)
 	}
-	return hv.ForeignNIC{Socket: d.portalSocket(ref.Driver, ref.Port), MAC: p.MAC}, err
+	return hv.ForeignNIC{Socket: d.portalSocket(ref.Driver, ref.Port), MAC: p.MAC, Queues: p.Queues}, err
 }
 
 // port finds a port of a net driver.

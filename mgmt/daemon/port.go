@@ -48,6 +48,7 @@ func checkPorts(c *api.DriverConfig) error {
 		return api.Errorf(api.Invalid, "subnet %s has no addresses for %d ports", subnet, len(c.Ports))
 	}
 	seen := map[string]bool{}
+	queues := 0
 	address := subnet.Addr().Next()
 	for i := range c.Ports {
 		p := &c.Ports[i]
@@ -58,6 +59,12 @@ func checkPorts(c *api.DriverConfig) error {
 			return api.Errorf(api.Invalid, "port %s is given twice", p.Name)
 		}
 		seen[p.Name] = true
+		if p.Queues < 0 || p.Queues > vswitch.MaxPairs {
+			return api.Errorf(api.Invalid, "port %s: %d pairs of queues; give 1 to %d", p.Name, p.Queues, vswitch.MaxPairs)
+		}
+		if queues += 2 * max(1, p.Queues); queues > hv.MaxPortalQueues {
+			return api.Errorf(api.Invalid, "the ports have more than %d pairs of queues in all, which is what a driver can have", hv.MaxPortalQueues/2)
+		}
 		address = address.Next()
 		p.Address, p.MAC = netip.PrefixFrom(address, subnet.Bits()), portMAC(c.Name, p.Name)
 		if err := port(c, p).Check(); err != nil {
@@ -77,7 +84,7 @@ func portMAC(driver, name string) string {
 // port describes a port to the driver.
 func port(c *api.DriverConfig, p *api.Port) net.Port {
 	subnet := p.Address.Masked()
-	out := net.Port{Pairs: 1, PortConfig: vswitch.PortConfig{Name: p.Name, Tenant: p.Tenant, Addr: p.Address, Service: subnet.Addr().Next()}}
+	out := net.Port{Pairs: max(1, p.Queues), PortConfig: vswitch.PortConfig{Name: p.Name, Tenant: p.Tenant, Addr: p.Address, Service: subnet.Addr().Next()}}
 	switch u, err := uplinkOf(c); {
 	case err != nil || u.kind == noUplink:
 		out.NoUplink = true

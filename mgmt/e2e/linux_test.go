@@ -188,7 +188,7 @@ func TestLinuxRoot(t *testing.T) {
 // switch is crashed; the third reaches nobody.
 func TestLinuxNetwork(t *testing.T) {
 	r := linuxRig(t)
-	r.ctl("driver", "create", "net", "net0", "--subnet", "10.88.0.0/24", "--port", "web=1", "--port", "user=1", "--port", "stranger=2",
+	r.ctl("driver", "create", "net", "net0", "--subnet", "10.88.0.0/24", "--port", "web=1,queues=2", "--port", "user=1,queues=2", "--port", "stranger=2",
 		"--port", "native=1", "--port", "alone=2")
 	for _, name := range []string{"web", "user", "stranger"} {
 		r.ctl("create", "--personality", "linux", "--memory", "128M", "--cpu", "1", "--name", name, "--net", "net0/"+name)

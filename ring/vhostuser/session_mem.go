@@ -47,6 +47,9 @@ func (s *session) addMemReg(m *message) error {
 		return rejected(fmt.Errorf("vhostuser: more than %d regions", MaxMemSlots))
 	}
 	r.FD = m.fds[0]
+	if s.mem.has(r) {
+		return nil // QEMU tells of each region once for each pair of a network card's queues
+	}
 	if r.Sealed, err = checkBacking(r.FD, r.Offset, r.Size); err != nil {
 		return err
 	}
@@ -56,6 +59,19 @@ func (s *session) addMemReg(m *message) error {
 	}
 	m.fds = nil
 	return s.setMem(t)
+}
+
+// has reports whether r is in the table already: the same addresses of the same memory.
+func (t memTable) has(r MemRegion) bool {
+	return slices.ContainsFunc(t, func(o MemRegion) bool {
+		return o.GPA == r.GPA && o.User == r.User && o.Size == r.Size && o.Offset == r.Offset && sameFile(o.FD, r.FD)
+	})
+}
+
+// sameFile reports whether two descriptors are of one file.
+func sameFile(a, b int) bool {
+	var x, y unix.Stat_t
+	return unix.Fstat(a, &x) == nil && unix.Fstat(b, &y) == nil && x.Dev == y.Dev && x.Ino == y.Ino
 }
 
 // remMemReg removes the region with the given addresses and size. A descriptor that comes along is ignored.

@@ -290,8 +290,15 @@ func TestSessionOrder(t *testing.T) {
 	p.ok(SetVringKick, vringFD{index: 1}.encode(), eventfd(t))
 	p.expect("Start 1 size 8 base 1000 desc 0x101000")
 
-	p.ok(AddMemReg, append(make([]byte, 8), (&MemRegion{GPA: 0x900000, User: 0x9000, Size: 0x1000}).encode(nil)...), memfd(t, 0x1000))
+	more, added := memfd(t, 0x1000), append(make([]byte, 8), (&MemRegion{GPA: 0x900000, User: 0x9000, Size: 0x1000}).encode(nil)...)
+	again, err := unix.Dup(more)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.ok(AddMemReg, added, more)
 	p.expect("Stop 0", "Stop 1", "SetMemory 2", "Start 0 size 8 base 1000 desc 0x100000", "Start 1 size 8 base 1001 desc 0x101000")
+	p.ok(AddMemReg, added, again) // once for each pair of a card's queues
+	p.expect()
 	p.ok(RemMemReg, append(make([]byte, 8), (&MemRegion{GPA: 0x900000, User: 0x9000, Size: 0x1000}).encode(nil)...))
 	p.h.calls = nil
 

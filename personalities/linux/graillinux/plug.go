@@ -28,7 +28,9 @@ type device struct {
 
 func (d *device) disk() qemu.Disk { return qemu.Disk{ID: d.id, Socket: d.Disk.Socket} }
 
-func (d *device) nic() qemu.NIC { return qemu.NIC{ID: d.id, Socket: d.NIC.Socket, MAC: d.NIC.MAC} }
+func (d *device) nic() qemu.NIC {
+	return qemu.NIC{ID: d.id, Socket: d.NIC.Socket, MAC: d.NIC.MAC, Queues: d.NIC.Queues}
+}
 
 // inGuest is what the guest knows it by.
 func (d *device) inGuest() agent.Device {
