@@ -185,6 +185,11 @@ func (c *Client) RestartDriver(ctx context.Context, name string) (d Driver, err 
 	return d, c.do(ctx, "POST", "drivers/"+seg(name)+"/restart", nil, &d)
 }
 
+// ResumeDriver makes a driver VM that waits after crashes try again, and answers when it serves.
+func (c *Client) ResumeDriver(ctx context.Context, name string) (d Driver, err error) {
+	return d, c.do(ctx, "POST", "drivers/"+seg(name)+"/resume", nil, &d)
+}
+
 // UpgradeDriver replaces the program of a driver VM and answers when the new one serves.
 func (c *Client) UpgradeDriver(ctx context.Context, name string, r UpgradeDriver) (u Upgrade, err error) {
 	return u, c.do(ctx, "POST", "drivers/"+seg(name)+"/upgrade", r, &u)

@@ -33,6 +33,7 @@ const (
 	Ready      State = "ready"      // driver: serving
 	Recovering State = "recovering" // driver: the next instance is on its way
 	BackOff    State = "back-off"   // driver: it crashed too often; the next attempt waits
+	CrashLoop  State = "crash-loop" // driver: it kept crashing; no further attempt until it is resumed
 )
 
 // Live reports whether a process of the VM may exist in this state.

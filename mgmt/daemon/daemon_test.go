@@ -205,9 +205,29 @@ func TestDriverThatNeverStarts(t *testing.T) {
 		d, _ = r.client.Driver(ctx(t), "blk0")
 		return d.State == api.BackOff && strings.Contains(d.Message, "code 9")
 	})
+	if _, err := r.client.ResumeDriver(ctx(t), "blk0"); err == nil || !strings.Contains(err.Error(), "fails again") {
+		t.Errorf("resumed while it is broken: %v", err)
+	}
+	// One that never gets better is left alone, and new clients are told.
+	dr, err := r.d.driver("blk0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dr.mu.Lock()
+	for !dr.backoff.Looping() {
+		dr.backoff.Died(0, false)
+	}
+	dr.mu.Unlock()
+	eventually(t, "crash loop", func() bool {
+		d, _ = r.client.Driver(ctx(t), "blk0")
+		return d.State == api.CrashLoop && strings.Contains(d.Message, "driver resume blk0")
+	})
 	r.driverProgram("serve")
-	if d, err := r.client.RestartDriver(ctx(t), "blk0"); err != nil || d.State != api.Ready {
+	if d, err := r.client.ResumeDriver(ctx(t), "blk0"); err != nil || d.State != api.Ready {
 		t.Errorf("%+v, %v", d, err)
+	}
+	if _, err := r.client.ResumeDriver(ctx(t), "blk0"); api.KindOf(err) != api.Busy {
+		t.Errorf("resumed while it serves: %v", err)
 	}
 }
 

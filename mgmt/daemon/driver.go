@@ -119,7 +119,17 @@ func (dr *driver) attach(ctx context.Context, c *client) error {
 	dr.mu.Unlock()
 	for {
 		var inst *driverInstance
-		err := dr.waitFor(ctx, func() bool { inst = dr.inst; return dr.state == api.Ready })
+		loop := ""
+		err := dr.waitFor(ctx, func() bool {
+			inst = dr.inst
+			if dr.state == api.CrashLoop {
+				loop = dr.message
+			}
+			return dr.state == api.Ready || loop != ""
+		})
+		if loop != "" {
+			err = api.Errorf(api.Busy, "it is in a crash loop: %s", loop)
+		}
 		if err != nil {
 			dr.forget(c)
 			return fmt.Errorf("attach to driver %s: %w", dr.name(), err)

@@ -68,6 +68,7 @@ func (d *Daemon) Handler(shutdown func()) http.Handler {
 		return struct{}{}, d.RemoveDriver(r.PathValue("name"), r.FormValue("force") != "")
 	})
 	route("POST /v1/drivers/{name}/restart", d.restartDriver)
+	route("POST /v1/drivers/{name}/resume", d.resumeDriver)
 	route("POST /v1/drivers/{name}/upgrade", d.upgradeDriver)
 	route("POST /v1/drivers/{name}/crash", d.crashDriver)
 	route("GET /v1/logs", func(*http.Request) (any, error) { return d.Logs(), nil })

@@ -94,15 +94,22 @@ func (dr *driver) stopping() bool {
 	}
 }
 
-// rest waits out a back-off and reports whether the driver is still wanted.
+// rest waits out a back-off, or for somebody to end a crash loop, and reports whether the driver is still wanted.
 func (dr *driver) rest(wait time.Duration, why string) bool {
+	var over <-chan time.Time
 	dr.mu.Lock()
-	dr.set(api.BackOff, fmt.Sprintf("%s; next attempt %v after that, or now with grailctl driver restart %s", why, wait, dr.name()))
+	if dr.backoff.Looping() {
+		dr.set(api.CrashLoop, fmt.Sprintf("%s; its clients wait; once that is mended: grailctl driver resume %s", why, dr.name()))
+		dr.d.log.Error("driver in a crash loop", "driver", dr.name(), "why", why)
+	} else {
+		dr.set(api.BackOff, fmt.Sprintf("%s; next attempt %v after that, or now with grailctl driver resume %s", why, wait, dr.name()))
+		t := time.NewTimer(wait)
+		defer t.Stop()
+		over = t.C
+	}
 	dr.mu.Unlock()
-	t := time.NewTimer(wait)
-	defer t.Stop()
 	select {
-	case <-t.C:
+	case <-over:
 	case <-dr.hurry:
 	case <-dr.stop:
 	case <-dr.d.closing:

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -22,7 +23,7 @@ func (c *cli) driverCommand() *cobra.Command {
 		Long: `A driver VM serves host files or block devices to other VMs as disks. When it crashes, faults
 or hangs, graild replaces it; its clients notice a short stall.`,
 	})
-	cmd.AddCommand(c.driverCreateCommand(), c.driverLsCommand(), c.driverRestartCommand(), c.driverUpgradeCommand(), c.driverCrashCommand(),
+	cmd.AddCommand(c.driverCreateCommand(), c.driverLsCommand(), c.driverRestartCommand(), c.driverResumeCommand(), c.driverUpgradeCommand(), c.driverCrashCommand(),
 		c.driverRmCommand(), c.driverCrashesCommand(), c.driverStatsCommand())
 	return cmd
 }
@@ -199,25 +200,37 @@ func (c *cli) driverLsCommand() *cobra.Command {
 }
 
 func (c *cli) driverRestartCommand() *cobra.Command {
-	return &cobra.Command{
-		Use: "restart NAME", Short: "Replace a driver VM by a new instance, after a drain", ValidArgsFunction: completeDrivers,
-		Args: exactly("the NAME of a driver"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			client, _, err := c.connect(cmd.Context())
-			if err != nil {
-				return err
-			}
-			d, err := client.RestartDriver(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			if c.json {
-				return c.print(d)
-			}
-			fmt.Fprintf(c.stdout, "%s is %s, instance %d\n", d.Name, d.State, d.Generation)
-			return nil
-		},
+	return c.driverVerb(&cobra.Command{Use: "restart NAME", Short: "Replace a driver VM by a new instance, after a drain"}, (*api.Client).RestartDriver)
+}
+
+func (c *cli) driverResumeCommand() *cobra.Command {
+	return c.driverVerb(&cobra.Command{
+		Use: "resume NAME", Short: "Have a driver VM that kept crashing try again",
+		Long: `A driver VM that dies again and again soon after its start is started again ever more slowly, and after some 80 s not any more: it is in a crash loop.
+Its clients wait meanwhile. resume tries again at once and returns when the driver serves, or says why it does not.`,
+		Example: "  grailctl driver ls                     # says what is wrong\n  grailctl driver resume blk0",
+	}, (*api.Client).ResumeDriver)
+}
+
+// driverVerb completes a command that does something to a driver and tells where it stands then.
+func (c *cli) driverVerb(cmd *cobra.Command, do func(*api.Client, context.Context, string) (api.Driver, error)) *cobra.Command {
+	cmd.ValidArgsFunction, cmd.Args = completeDrivers, exactly("the NAME of a driver")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		client, _, err := c.connect(cmd.Context())
+		if err != nil {
+			return err
+		}
+		d, err := do(client, cmd.Context(), args[0])
+		if err != nil {
+			return err
+		}
+		if c.json {
+			return c.print(d)
+		}
+		fmt.Fprintf(c.stdout, "%s is %s, instance %d\n", d.Name, d.State, d.Generation)
+		return nil
 	}
+	return cmd
 }
 
 func (c *cli) driverCrashCommand() *cobra.Command {

@@ -9,6 +9,7 @@ const (
 	free     = 3                // restarts of young instances without delay
 	firstGap = 100 * time.Millisecond
 	maxGap   = 30 * time.Second
+	patience = 14 // early deaths in a row, after which a driver is in a crash loop: some 80 s of attempts
 )
 
 // Backoff counts the early deaths of a driver's instances. The zero value is ready for use.
@@ -36,6 +37,10 @@ func (b *Backoff) Died(lived time.Duration, onPurpose bool) time.Duration {
 	}
 	return gap
 }
+
+// Looping reports whether the driver died early so often in a row that another attempt would only do the same: it is to wait for somebody to look at
+// it.
+func (b *Backoff) Looping() bool { return b.deaths >= patience }
 
 // Reset forgives everything.
 func (b *Backoff) Reset() { b.deaths = 0 }

@@ -110,9 +110,15 @@ func TestBackoff(t *testing.T) {
 		if got := b.Died(0, true); got != 0 {
 			t.Errorf("death on purpose: %v", got)
 		}
+		if got := b.Looping(); got != (i+1 >= patience) {
+			t.Errorf("a crash loop after %d deaths: %t", i+1, got)
+		}
 	}
 	if got := b.Died(young, false); got != 0 {
 		t.Errorf("after a long life: %v", got)
+	}
+	if b.Looping() {
+		t.Error("a crash loop after a long life")
 	}
 	b.Reset()
 	for range free {
