@@ -230,7 +230,9 @@ func (c *campaign) connected(ctx context.Context) error {
 			return err
 		}
 	}
-	if _, err := c.in(ctx, "server", "iperf3 -s -D"); err != nil {
+	// It becomes a daemon before it listens.
+	listen := "iperf3 -s -D && for i in $(seq 300); do netstat -ltn | grep -q :5201 && exit; usleep 100000; done; exit 1"
+	if _, err := c.in(ctx, "server", listen); err != nil {
 		return err
 	}
 	server := d.Ports[0].Address.Addr()
