@@ -43,6 +43,15 @@ func (h *Host) Loop(s Server, handle func(abi.Message) error, after func()) erro
 	}
 }
 
+// Served writes the status page at the end of a round: the heartbeat, and what has been served in all.
+func (h *Host) Served(requests, bytes uint64) {
+	h.Status.Beat()
+	if requests != h.requests {
+		h.Status.Count(requests-h.requests, bytes-h.bytes)
+		h.requests, h.bytes = requests, bytes
+	}
+}
+
 // Answer answers a question whose answer is an error or none.
 func (h *Host) Answer(question abi.Message, err error) error {
 	answer := abi.Message{Type: question.Type, ID: question.ID}

@@ -15,6 +15,8 @@ type Host struct {
 	Caps    []abi.Cap
 	Channel *guest.Channel
 	Status  *guest.Status
+
+	requests, bytes uint64 // as last written to the status page
 }
 
 // Main is the main function of a driver: run makes the driver, tells the host that it is ready, and serves for ever.

@@ -61,20 +61,9 @@ func (dr *driver) awaitFirst(inst *driverInstance, rec *recovery, quit <-chan st
 // watchBeat declares the instance hung when it is.
 func (dr *driver) watchBeat(inst *driverInstance, quit <-chan struct{}) {
 	h := reincarnation.Heartbeat{Period: inst.period}
-	tick := time.NewTicker(h.Interval())
-	defer tick.Stop()
 	var threads schedule
 	asked := time.Now()
-	for {
-		select {
-		case <-quit:
-			return
-		case <-inst.ended:
-			return
-		case <-inst.hung:
-			return
-		case <-tick.C:
-		}
+	for range inst.looks(h.Interval(), quit) {
 		pending := dr.pendingClients(inst)
 		if len(pending) > 0 && time.Since(asked) > askPeriod {
 			// Others may keep the driver beating while one client was given up.
@@ -102,6 +91,28 @@ func (dr *driver) watchBeat(inst *driverInstance, quit <-chan struct{}) {
 	}
 }
 
+// looks yields once an interval, until quit is closed or the instance is over.
+func (i *driverInstance) looks(interval time.Duration, quit <-chan struct{}) func(yield func() bool) {
+	return func(yield func() bool) {
+		tick := time.NewTicker(interval)
+		defer tick.Stop()
+		for {
+			select {
+			case <-quit:
+				return
+			case <-i.ended:
+				return
+			case <-i.hung:
+				return
+			case <-tick.C:
+				if !yield() {
+					return
+				}
+			}
+		}
+	}
+}
+
 // period returns the driver's heartbeat period.
 func (dr *driver) period() time.Duration {
 	return time.Duration(dr.rec.Config.HeartbeatMs) * time.Millisecond
@@ -117,17 +128,8 @@ func (i *driverInstance) expectBeat() (stop func()) {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		h := reincarnation.Heartbeat{Period: attachPatience * i.period}
-		tick := time.NewTicker(h.Interval())
-		defer tick.Stop()
 		var threads schedule
-		for {
-			select {
-			case <-quit:
-				return
-			case <-i.ended:
-				return
-			case <-tick.C:
-			}
+		for range i.looks(h.Interval(), quit) {
 			sample := reincarnation.Sample{Beat: i.beat(), Busy: i.hostBusy(), Pending: true}
 			switch h.Observe(time.Now(), sample, func() time.Duration { return threads.starved() }) {
 			case reincarnation.Suspect:

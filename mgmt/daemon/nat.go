@@ -122,24 +122,13 @@ func (dr *driver) startNAT() (*nat, error) {
 	}
 	n := &nat{dr: dr, generation: int(id), socket: d.natControl(dr.name(), int(id))}
 	l := hv.Exec{Path: path, Tag: d.tag(roleNAT, dr.name(), n.generation), HostNetwork: true}
-	if err := os.MkdirAll(d.dirs.VM(dr.name()), 0o700); err != nil {
-		return nil, err
-	}
-	stderr, err := os.OpenFile(dr.natLog(), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
+	stderr, control, err := d.helperFiles(dr.name(), dr.natLog(), n.socket)
 	if err != nil {
 		return nil, err
 	}
 	defer stderr.Close()
-	l.Stderr = stderr
-	var control *os.File
-	err = place.WithSocket(n.socket, func(short string) (err error) {
-		control, err = hv.Listen(short)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
 	defer control.Close()
+	l.Stderr = stderr
 	dr.mu.Lock()
 	up := dr.uplink
 	dr.mu.Unlock()

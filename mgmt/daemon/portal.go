@@ -102,24 +102,13 @@ func (dr *driver) openPortal(adopted *running) (*portal, error) {
 	p.generation, p.socket = int(id), d.portalControl(dr.name(), int(id))
 	l := hv.PortalLaunch{Exec: hv.Exec{Path: path, Tag: d.tag(rolePortal, dr.name(), p.generation)},
 		Spec: hv.PortalSpec{Driver: dr.name(), FirstID: id * hv.PortalIDs, AllowUnsealed: dr.rec.Config.Unsealed}}
-	if err := os.MkdirAll(d.dirs.VM(dr.name()), 0o700); err != nil {
-		return nil, err
-	}
-	stderr, err := os.OpenFile(filepath.Join(d.dirs.VM(dr.name()), "portal.log"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
+	stderr, control, err := d.helperFiles(dr.name(), filepath.Join(d.dirs.VM(dr.name()), "portal.log"), p.socket)
 	if err != nil {
 		return nil, err
 	}
 	defer stderr.Close()
-	l.Stderr = stderr
-	var control *os.File
-	err = place.WithSocket(p.socket, func(short string) (err error) {
-		control, err = hv.Listen(short)
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
 	defer control.Close()
+	l.Stderr = stderr
 	l.Spec.Control = l.Add(control)
 	dr.mu.Lock()
 	backings := dr.backings

@@ -81,6 +81,7 @@ func TestPortal(t *testing.T) {
 	r := newRig(t)
 	port := filepath.Join(os.Getenv("GRAIL_LIBEXEC"), "grailport")
 	build := exec.Command("go", "build", "-o", port, "github.com/grailos/grail/hv/grailport")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if b, err := build.CombinedOutput(); err != nil {
 		t.Skipf("cannot build grailport: %v\n%s", err, b)
 	}

@@ -14,18 +14,7 @@ import (
 // in-flight logs, which no client can write to; a driver that keeps none is not watched.
 func (dr *driver) watchProgress(inst *driverInstance, quit <-chan struct{}) {
 	p := reincarnation.Progress{Patience: reincarnation.DefaultPatience}
-	tick := time.NewTicker(p.Interval())
-	defer tick.Stop()
-	for {
-		select {
-		case <-quit:
-			return
-		case <-inst.ended:
-			return
-		case <-inst.hung:
-			return
-		case <-tick.C:
-		}
+	for range inst.looks(p.Interval(), quit) {
 		work := reincarnation.Work{Beat: inst.beat(), Busy: inst.hostBusy(), Oldest: map[uint64]uint64{}}
 		waiting := dr.pendingClients(inst)
 		for _, c := range waiting {

@@ -17,8 +17,6 @@ type driver struct {
 	maps   map[uint64]*program.Mapping
 	// detached counts the attachments that have ended.
 	detached int
-
-	requests, bytes uint64 // as last written to the status page
 }
 
 // collectEvery is how many attachments end between two runs of the collector; each leaves some 50 KiB behind.
@@ -29,11 +27,7 @@ func (d *driver) loop() error { return d.host.Loop(d.server, d.handle, d.report)
 
 // report writes the status page and tells of clients that broke the rules.
 func (d *driver) report() {
-	d.host.Status.Beat()
-	if r, b := d.server.Requests, d.server.Bytes; r != d.requests {
-		d.host.Status.Count(r-d.requests, b-d.bytes)
-		d.requests, d.bytes = r, b
-	}
+	d.host.Served(d.server.Requests, d.server.Bytes)
 	for _, dead := range d.server.Deaths {
 		d.host.Say("attachment %d is no longer served: %s", dead.ID, dead.Reason)
 		d.host.Dead(dead.ID, dead.Reason)

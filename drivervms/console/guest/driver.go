@@ -17,8 +17,6 @@ type driver struct {
 	host   *program.Host
 	maps   map[uint64]*program.Mapping
 	events uint64 // attachments that came and went
-
-	pieces, bytes uint64 // as last written to the status page
 }
 
 // collectEvery is how many attachments that come or go, each of which leaves some KiB behind, are between two runs of the collector.
@@ -26,11 +24,7 @@ const collectEvery = 64
 
 // report writes the status page and tells of consoles that cannot be served any more.
 func (d *driver) report() {
-	d.host.Status.Beat()
-	if p, b := d.server.Pieces, d.server.Bytes; p != d.pieces {
-		d.host.Status.Count(p-d.pieces, b-d.bytes)
-		d.pieces, d.bytes = p, b
-	}
+	d.host.Served(d.server.Pieces, d.server.Bytes)
 	for _, dead := range d.server.Deaths {
 		d.host.Say("console %d is no longer served: %s", dead.ID, dead.Reason)
 		d.host.Dead(dead.ID, dead.Reason)

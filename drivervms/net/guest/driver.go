@@ -21,8 +21,6 @@ type driver struct {
 
 	events  uint64 // attachments that came and went, and messages: they leave memory behind
 	garbage uint64 // events and requests to services at the last collection
-
-	packets, bytes uint64 // as last written to the status page
 }
 
 // collectEvery is how many events and requests to services, each of which leaves some KiB behind, come between two runs of the
@@ -48,11 +46,7 @@ func (d *driver) loop() error {
 
 // report writes the status page and tells of clients that broke the rules.
 func (d *driver) report() {
-	d.host.Status.Beat()
-	if p, b := d.sw.Packets, d.sw.Bytes; p != d.packets {
-		d.host.Status.Count(p-d.packets, b-d.bytes)
-		d.packets, d.bytes = p, b
-	}
+	d.host.Served(d.sw.Packets, d.sw.Bytes)
 	for _, dead := range d.sw.Deaths {
 		d.host.Say("port %d is no longer served: %s", dead.ID, dead.Reason)
 		for _, g := range d.groups {
