@@ -21,7 +21,7 @@ build: ## build everything into bin/
 	$(GO) build -trimpath -o $(BIN)/ ./personalities/linux/graillinux
 	for a in amd64 arm64; do GOARCH=$$a $(GO) build -trimpath -ldflags=-s -o $(BIN)/guests/$$a/grail-init ./personalities/linux/agent/init || exit; done
 
-demo: build ## hash a file system in a VM while its driver VM is crashed; ENGINE=process does it without KVM
+demo: build ## VMs hash, build and serve while their driver VMs are crashed; ENGINE=process does it without KVM
 	@images/setup demo
 	@$(GO) build -trimpath -o $(BIN)/ ./mgmt/demo
 	@$(BIN)/demo $(if $(ENGINE),-engine $(ENGINE))
