@@ -35,16 +35,20 @@ const driverMemory = 64 << 20
 // heartbeat is the period in which a driver VM must show that it lives.
 const heartbeat = 50 * time.Millisecond
 
-// startDriver starts a driver VM that serves the file at path, and returns its vhost-user socket.
-func (b *bench) startDriver(name, path string) (socket string, err error) {
+// startDriver starts a driver VM that serves the file at path, and returns its vhost-user socket. set changes how the driver is made.
+func (b *bench) startDriver(name, path string, set ...func(*api.DriverConfig)) (socket string, err error) {
 	d, err := b.startDaemon()
 	if err != nil {
 		return "", err
 	}
-	v, err := d.CreateDriver(b.ctx, api.CreateDriver{Config: api.DriverConfig{
+	cfg := api.DriverConfig{
 		Name: name, Type: "blk", Engine: b.engine, MemoryBytes: driverMemory, HeartbeatMs: int(heartbeat.Milliseconds()),
 		Disks: []api.Disk{{ID: "disk", Path: path}}, Socket: true,
-	}})
+	}
+	for _, f := range set {
+		f(&cfg)
+	}
+	v, err := d.CreateDriver(b.ctx, api.CreateDriver{Config: cfg})
 	if err != nil {
 		return "", err
 	}

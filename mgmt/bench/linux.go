@@ -110,8 +110,36 @@ type plainVM struct {
 	agent *agent.Client
 }
 
-// start boots the peer, with a disk and a network back end (qemu(1), -netdev) if they are not empty, and returns when its agent has answered.
-func (p *plainQEMU) start(ctx context.Context, disk, netdev string) (*plainVM, error) {
+// bus returns what the names of the machine's virtio devices end with.
+func (p *plainQEMU) bus() string {
+	if p.microvm() {
+		return "device"
+	}
+	return "pci"
+}
+
+// microvm reports whether the engine has chosen that machine.
+func (p *plainQEMU) microvm() bool { return strings.Contains(p.line, "pcie_ports=native") }
+
+// disk returns the arguments for a disk of QEMU's own.
+func (p *plainQEMU) disk(path string) []string {
+	return []string{"-drive", "if=none,id=d,format=raw,file=" + path + ",file.locking=off", "-device", "virtio-blk-" + p.bus() + ",drive=d"}
+}
+
+// vhostDisk returns the arguments for a disk behind a vhost-user socket, to which QEMU connects again a second after it is cut off: there is no
+// shorter time (qemu(1), -chardev socket, reconnect).
+func (p *plainQEMU) vhostDisk(socket string) []string {
+	return []string{"-object", fmt.Sprintf("memory-backend-memfd,id=ram,size=%dM,share=on", linuxMemory), "-machine", "memory-backend=ram",
+		"-chardev", "socket,id=blk,path=" + socket + ",reconnect=1", "-device", "vhost-user-blk-pci,chardev=blk,num-queues=1"}
+}
+
+// nic returns the arguments for a network card with a back end (qemu(1), -netdev).
+func (p *plainQEMU) nic(netdev string) []string {
+	return []string{"-netdev", netdev + ",id=n", "-device", "virtio-net-" + p.bus() + ",netdev=n"}
+}
+
+// start boots the peer, with devices, and returns when its agent has answered.
+func (p *plainQEMU) start(ctx context.Context, devices ...string) (*plainVM, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
@@ -123,20 +151,12 @@ func (p *plainQEMU) start(ctx context.Context, disk, netdev string) (*plainVM, e
 	defer theirs.Close()
 	args := []string{"-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", fmt.Sprint(linuxMemory) + "M",
 		"-kernel", p.boot.Kernel, "-initrd", p.boot.Initrds[0], "-append", p.line, "-chardev", "socket,id=agent,fd=3"}
-	bus := "pci"
-	if strings.Contains(p.line, "pcie_ports=native") { // the engine chose a microvm
-		args = append(args, "-machine", "microvm,pcie=on,acpi=on,rtc=on,usb=off,isa-serial=on")
-		bus = "device"
-	} else {
-		args = append(args, "-machine", "q35,usb=off,vmport=off,smbus=off,sata=off")
+	machine := "q35,usb=off,vmport=off,smbus=off,sata=off"
+	if p.microvm() {
+		machine = "microvm,pcie=on,acpi=on,rtc=on,usb=off,isa-serial=on"
 	}
-	args = append(args, "-device", "virtio-serial-"+bus, "-device", "virtserialport,chardev=agent,name="+agent.PortName, "-serial", "null")
-	if disk != "" {
-		args = append(args, "-drive", "if=none,id=d,format=raw,file="+disk+",file.locking=off", "-device", "virtio-blk-"+bus+",drive=d")
-	}
-	if netdev != "" {
-		args = append(args, "-netdev", netdev+",id=n", "-device", "virtio-net-"+bus+",netdev=n")
-	}
+	args = append(args, "-machine", machine, "-device", "virtio-serial-"+p.bus(), "-device", "virtserialport,chardev=agent,name="+agent.PortName, "-serial", "null")
+	args = append(args, devices...)
 	v := &plainVM{cmd: exec.CommandContext(ctx, p.program, args...)}
 	v.cmd.ExtraFiles = []*os.File{theirs}
 	var said bytes.Buffer
@@ -186,7 +206,7 @@ func (b *bench) linuxBoot(p *plainQEMU) (Result, error) {
 	}
 	theirs := func() (time.Duration, error) {
 		begin := time.Now()
-		v, err := p.start(b.ctx, "", "")
+		v, err := p.start(b.ctx)
 		if err != nil {
 			return 0, err
 		}
@@ -238,7 +258,7 @@ func (b *bench) linuxBlock(p *plainQEMU) ([]Result, error) {
 			b.progress("%v", err)
 		}
 	}()
-	peer, err := p.start(b.ctx, path, "")
+	peer, err := p.start(b.ctx, p.disk(path)...)
 	if err != nil {
 		return nil, err
 	}

@@ -85,7 +85,7 @@ func (b *bench) linuxNet(p *plainQEMU) (Result, error) {
 	l.Close()
 	var plain [2]*plainVM
 	for i, netdev := range []string{"socket,listen=" + at, "socket,connect=" + at} {
-		if plain[i], err = p.start(b.ctx, "", netdev); err != nil {
+		if plain[i], err = p.start(b.ctx, p.nic(netdev)...); err != nil {
 			return Result{}, err
 		}
 		defer plain[i].stop()

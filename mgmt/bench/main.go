@@ -56,6 +56,10 @@ var suites = []suite{
 	{names: blkNames, run: block},
 	{names: linuxNames, run: linux, slow: true},
 	{names: recoverNames, run: recovery},
+	{names: spareNames, run: spareRecovery},
+	{names: []string{"recover_cold_ms"}, run: coldRecovery},
+	{names: []string{"throughput_killed"}, run: throughputKilled},
+	{names: []string{"recover_vs_qsd"}, run: recoverVsQSD, slow: true},
 	{names: netNames, run: network},
 	{names: []string{"net_recover_ms"}, run: netRecovery},
 }
