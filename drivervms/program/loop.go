@@ -2,6 +2,7 @@ package program
 
 import (
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/grailos/grail/hv/abi"
@@ -39,6 +40,7 @@ func (h *Host) Loop(s Server, handle func(abi.Message) error, after func()) erro
 			}
 		}
 		s.Round()
+		h.tellLies()
 		after()
 	}
 }
@@ -69,8 +71,12 @@ func (h *Host) Dead(id uint64, reason string) {
 }
 
 // Inject makes the program misbehave as the host asks. arm has it do so with requests in hand, where the damage is greatest; where a
-// round has none, it happens here.
-func (h *Host) Inject(how string, s Server, arm func(misbehave func())) {
+// round has none, it happens here. clients are whom a lie is told to.
+func (h *Host) Inject(how string, s Server, clients map[uint64]*Mapping, arm func(misbehave func())) {
+	if strings.HasPrefix(how, liePrefix) {
+		h.lieFrom(how, clients)
+		return
+	}
 	switch how {
 	case "stall":
 		arm(h.stall)

@@ -17,6 +17,9 @@ type Host struct {
 	Status  *guest.Status
 
 	requests, bytes uint64 // as last written to the status page
+
+	lie   lie // told at the end of each round; nil: none
+	lieTo map[uint64]*Mapping
 }
 
 // Main is the main function of a driver: run makes the driver, tells the host that it is ready, and serves for ever.

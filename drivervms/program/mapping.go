@@ -12,7 +12,11 @@ import (
 const MaxRegions = 64
 
 // Mapping is the memory of one attachment. The zero Mapping is empty.
-type Mapping struct{ areas [][]byte }
+type Mapping struct {
+	Rings []Ring // the attachment's queues, for a driver that is told to spoil them
+
+	areas [][]byte
+}
 
 // Unmap unmaps all of it.
 func (m *Mapping) Unmap() {
@@ -21,7 +25,7 @@ func (m *Mapping) Unmap() {
 			fmt.Println("unmap:", err)
 		}
 	}
-	m.areas = nil
+	m.areas, m.Rings = nil, nil
 }
 
 // Add maps one piece.

@@ -67,7 +67,7 @@ func (d *driver) handle(m abi.Message) error {
 	case abi.MsgTest:
 		return d.host.Answer(m, d.server.Test())
 	case abi.MsgInject:
-		d.host.Inject(m.Text, d.server, func(misbehave func()) {
+		d.host.Inject(m.Text, d.server, d.maps, func(misbehave func()) {
 			d.server.Step = func(p serve.Step) {
 				if p == serve.StepTaken {
 					misbehave()

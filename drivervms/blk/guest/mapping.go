@@ -46,6 +46,7 @@ func mapClient(id uint64, a *abi.Attach) (mp *program.Mapping, c serve.Client, e
 			sq.Log = log[off:][:n:n]
 		}
 		c.Queues = append(c.Queues, sq)
+		mp.Rings = append(mp.Rings, program.Ring{Queue: sq.Queue, Memory: mem, Log: sq.Log})
 	}
 	return mp, c, nil
 }

@@ -49,7 +49,7 @@ func (d *driver) handle(m abi.Message) error {
 	case abi.MsgTest:
 		return d.host.Answer(m, d.server.Test())
 	case abi.MsgInject:
-		d.host.Inject(m.Text, d.server, func(misbehave func()) { d.server.Step = misbehave })
+		d.host.Inject(m.Text, d.server, nil, func(misbehave func()) { d.server.Step = misbehave })
 		return nil
 	default:
 		return nil

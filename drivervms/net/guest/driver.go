@@ -127,7 +127,7 @@ func (d *driver) stats(id uint64) abi.Message {
 }
 
 func (d *driver) inject(how string) {
-	d.host.Inject(how, d.sw, func(misbehave func()) {
+	d.host.Inject(how, d.sw, d.maps, func(misbehave func()) {
 		d.sw.Step = func(p vswitch.Step) {
 			if p == vswitch.StepTaken {
 				misbehave()

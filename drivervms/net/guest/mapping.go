@@ -33,6 +33,9 @@ func mapQueues(a *abi.Attach) (mp *program.Mapping, queues map[uint16]vswitch.Qu
 			Kick:   ring.DoorbellOf(int(q.KickFD)), Call: ring.DoorbellOf(int(q.CallFD)),
 		}
 	}
+	for _, q := range queues {
+		mp.Rings = append(mp.Rings, program.Ring{Queue: q.Queue, Memory: mem})
+	}
 	if len(queues) == 0 {
 		return mp, nil, fmt.Errorf("no queue")
 	}
