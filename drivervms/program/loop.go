@@ -81,14 +81,14 @@ func (h *Host) Inject(how string, s Server, clients map[uint64]*Mapping, arm fun
 	case "stall":
 		arm(h.stall)
 		return // with the next request in hand
-	case "fault", "hang":
+	case "fault", "hang", "deadlock", "memory":
 	default:
 		return
 	}
 	h.Say("told to misbehave: %s", how)
-	arm(func() { Misbehave(how) })
+	arm(func() { Misbehave(how, h.Status.Beat) })
 	if s.Round() == 0 {
-		Misbehave(how)
+		Misbehave(how, h.Status.Beat)
 	}
 }
 

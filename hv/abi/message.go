@@ -7,7 +7,7 @@ type MessageType string
 const (
 	MsgAttach MessageType = "attach" // serve these queues, as Text configures; answered by MsgDone with the same ID
 	MsgDetach MessageType = "detach" // stop serving; answered by MsgDone once nothing is in flight
-	MsgInject MessageType = "inject" // misbehave on purpose: Text is "fault", "hang" or "stall"
+	MsgInject MessageType = "inject" // misbehave on purpose: Text is "fault", "hang", "stall", "deadlock" or "memory"
 
 	// Questions, each answered by a message of the same type and ID. A driver that does not know one is silent.
 	MsgNames MessageType = "names" // use these names from now on: Text is the driver's JSON; the answer's is an error, or empty

@@ -268,9 +268,11 @@ type Crash struct {
 	Spare      bool     `json:"spare"`      // a spare took its place
 	Cause      hv.Cause `json:"cause"`
 	Message    string   `json:"message,omitempty"`
-	Injected   string   `json:"injected,omitempty"` // how, when it was crashed on request
-	Program    string   `json:"program,omitempty"`  // SHA-256 of the program that it was upgraded to; empty: the installed one
-	Clients    int      `json:"clients"`
+	Injected   string   `json:"injected,omitempty"` // how, when it was crashed on request: an Inject's Kind or a CrashDriver's How
+	// InjectedSeed is that Inject's Seed.
+	InjectedSeed uint64 `json:"injectedSeed,omitempty"`
+	Program      string `json:"program,omitempty"` // SHA-256 of the program that it was upgraded to; empty: the installed one
+	Clients      int    `json:"clients"`
 	// The steps of the recovery; zero where unknown. Crashed is the last sign of life for a hang.
 	Crashed  time.Time `json:"crashed,omitzero"`
 	Detected time.Time `json:"detected,omitzero"`

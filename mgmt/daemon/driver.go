@@ -57,12 +57,6 @@ type driver struct {
 	stopped  chan struct{} // closed by the loop
 }
 
-// injection is a crash on request.
-type injection struct {
-	how string
-	at  time.Time
-}
-
 func (d *Daemon) newDriver(rec *store.Driver) *driver {
 	return &driver{d: d, rec: *rec, state: api.Starting, clients: map[uint64]*client{}, published: map[string]*published{}, changed: make(chan struct{}),
 		stop: make(chan struct{}), known: make(chan struct{}), hurry: make(chan struct{}, 1), naming: make(chan struct{}, 1), stopped: make(chan struct{})}
@@ -214,18 +208,11 @@ func (dr *driver) kill() {
 
 // crash makes the present instance fail; if the driver is just starting, once it serves.
 func (dr *driver) crash(ctx context.Context, how string) error {
-	err := dr.waitFor(ctx, func() bool { return dr.state == api.Ready || dr.state == api.BackOff })
+	inst, err := dr.toCrash(ctx)
 	if err != nil {
 		return err
 	}
-	dr.mu.Lock()
-	inst, state := dr.inst, dr.state
-	if state != api.Ready {
-		dr.mu.Unlock()
-		return api.Errorf(api.Busy, "driver %s is %s and cannot be crashed now; try again when it is ready", dr.name(), state)
-	}
-	dr.injected = injection{how: how, at: time.Now()}
-	dr.mu.Unlock()
+	dr.expect(injection{how: how, at: time.Now()})
 	switch {
 	case how == "kill":
 		err = inst.proc.Kill()
@@ -241,9 +228,7 @@ func (dr *driver) crash(ctx context.Context, how string) error {
 		err = api.Errorf(api.Invalid, "a driver can be crashed by kill, fault, hang or stall, not %q", how)
 	}
 	if err != nil {
-		dr.mu.Lock()
-		dr.injected = injection{}
-		dr.mu.Unlock()
+		dr.expect(injection{})
 	}
 	return err
 }

@@ -71,6 +71,8 @@ func (d *Daemon) Handler(shutdown func()) http.Handler {
 	route("POST /v1/drivers/{name}/resume", d.resumeDriver)
 	route("POST /v1/drivers/{name}/upgrade", d.upgradeDriver)
 	route("POST /v1/drivers/{name}/crash", d.crashDriver)
+	route("POST /v1/drivers/{name}/inject", d.injectDriver)
+	route("POST /v1/vms/{name}/inject", d.injectVM)
 	route("GET /v1/logs", func(*http.Request) (any, error) { return d.Logs(), nil })
 	route("GET /v1/logs/{name}", func(r *http.Request) (any, error) { return d.Log(r.PathValue("name")) })
 	mux.HandleFunc("GET /v1/events", d.serveEvents)

@@ -236,13 +236,13 @@ func (dr *driver) judge(inst *driverInstance, r *hv.Report, detected, stopped ti
 	case hung:
 		r.Cause, r.Message = hv.CauseHang, "the heartbeat stood still with work pending"
 		e.crashed = time.Unix(0, inst.hungSince.Load())
-	case r.Cause == hv.CauseKilled && inj.how == "kill":
+	case r.Cause == hv.CauseKilled && inj.kills():
 		r.Message = "the VM's process was killed on request"
 		e.crashed = inj.at
 	case r.Cause == hv.CauseKilled:
 		e.crashed = detected
 	}
-	if inj.how == "fault" && r.Cause != hv.CauseHang {
+	if inj.immediate() && r.Cause != hv.CauseHang {
 		e.crashed = inj.at // its last word comes later
 	}
 	if e.crashed.IsZero() || e.crashed.After(detected) {
@@ -346,7 +346,7 @@ func (dr *driver) died(inst *driverInstance, e *ending) (*recovery, time.Duratio
 	}
 	dr.set(api.Recovering, dr.lastEnd)
 	c := api.Crash{Driver: dr.name(), Generation: dr.rec.Generation, Launch: inst.generation, Cause: e.report.Cause, Message: describe(e.report),
-		Injected: inj.how, Clients: len(dr.clients), Crashed: e.crashed, Detected: e.detected, Stopped: e.stopped, Report: e.report}
+		Injected: inj.how, InjectedSeed: inj.seed, Clients: len(dr.clients), Crashed: e.crashed, Detected: e.detected, Stopped: e.stopped, Report: e.report}
 	c.Program = inst.program
 	for _, k := range dr.clientList() {
 		if c.Rings = append(c.Rings, k.rings()...); len(c.Rings) >= maxRings {

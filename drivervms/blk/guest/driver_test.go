@@ -255,17 +255,17 @@ func TestDeadClient(t *testing.T) {
 	}
 }
 
-// TestMisbehave runs this test program anew, told to fault or to hang.
+// TestMisbehave runs this test program anew, told to fault or to hang in one way or another.
 func TestMisbehave(t *testing.T) {
 	if how := os.Getenv("GRAIL_TEST_MISBEHAVE"); how != "" {
 		fmt.Println("misbehaving")
-		program.Misbehave(how)
+		program.Misbehave(how, func() {})
 	}
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for how, want := range map[string]string{"fault": "segmentation violation", "hang": "quit"} {
+	for how, want := range map[string]string{"fault": "segmentation violation", "hang": "quit", "deadlock": "quit"} {
 		cmd := exec.Command(exe, "-test.run=^TestMisbehave$")
 		cmd.Env = append(os.Environ(), "GRAIL_TEST_MISBEHAVE="+how)
 		var out lockedBuffer
@@ -275,7 +275,7 @@ func TestMisbehave(t *testing.T) {
 		}
 		ended := make(chan error, 1)
 		go func() { ended <- cmd.Wait() }()
-		if how == "hang" {
+		if want == "quit" {
 			select {
 			case err := <-ended:
 				t.Fatalf("%s: ended with %v:\n%s", how, err, out.String())
