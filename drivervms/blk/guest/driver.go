@@ -65,7 +65,7 @@ func (d *driver) handle(m abi.Message) error {
 		}
 		return d.host.Channel.Send(answer)
 	case abi.MsgTest:
-		return d.host.Answer(m, d.server.Test())
+		return d.host.Test(m, d.server.Test)
 	case abi.MsgInject:
 		d.host.Inject(m.Text, d.server, d.maps, func(misbehave func()) {
 			d.server.Step = func(p serve.Step) {

@@ -47,7 +47,7 @@ func (d *driver) handle(m abi.Message) error {
 			delete(d.maps, m.ID)
 		}
 	case abi.MsgTest:
-		return d.host.Answer(m, d.server.Test())
+		return d.host.Test(m, d.server.Test)
 	case abi.MsgInject:
 		d.host.Inject(m.Text, d.server, nil, func(misbehave func()) { d.server.Step = misbehave })
 		return nil

@@ -98,7 +98,7 @@ func (d *driver) handle(m abi.Message) error {
 	case abi.MsgStats:
 		answer = d.stats(m.ID)
 	case abi.MsgTest:
-		return d.host.Answer(m, d.sw.Test())
+		return d.host.Test(m, d.sw.Test)
 	case abi.MsgInject:
 		d.inject(m.Text)
 		return nil
