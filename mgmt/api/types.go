@@ -166,15 +166,21 @@ type DriverConfig struct {
 	Type        string    `json:"type"` // "blk", "net" or "console"
 	Engine      hv.Engine `json:"engine,omitempty"`
 	MemoryBytes uint64    `json:"memoryBytes"`
-	HeartbeatMs int       `json:"heartbeatMs"` // 0: 50
 	Disks       []Disk    `json:"disks"`
 	Ports       []Port    `json:"ports,omitempty"`
 	Subnet      string    `json:"subnet,omitempty"` // of the ports' addresses; type net
 	Uplink      string    `json:"uplink,omitempty"` // the switch's way out: "user", "user:loopback", or empty for none; type net
 	Socket      bool      `json:"socket,omitempty"`
 	Unsealed    bool      `json:"unsealed,omitempty"` // admit vhost-user clients whose memory can shrink: see hv.PortalSpec.AllowUnsealed
-	NoSpare     bool      `json:"noSpare,omitempty"`  // keep no booted instance in reserve
+	NoSpare     bool      `json:"noSpare,omitempty"`  // Spares is 0: as stores and clients from before Spares have it
 	Image       string    `json:"image,omitempty"`    // the image that it serves to VMs; graild made it for them, and removes it after the last
+
+	// How its death is found out and dealt with: see SetDriver.
+	HeartbeatMs int    `json:"heartbeatMs"`
+	DeadlineMs  int    `json:"deadlineMs"`
+	Spares      *int   `json:"spares,omitempty"`
+	Policy      Policy `json:"policy,omitempty"`
+	FailAfterMs int    `json:"failAfterMs,omitempty"`
 
 	Auto    bool           `json:"auto,omitempty"`    // graild made it by itself
 	Console *ConsoleConfig `json:"console,omitempty"` // type console; nil: the defaults
@@ -183,21 +189,24 @@ type DriverConfig struct {
 // Driver is a driver VM as graild sees it.
 type Driver struct {
 	DriverConfig
-	State      State      `json:"state"`
-	Message    string     `json:"message,omitempty"` // why it is not ready
-	Generation int        `json:"generation"`        // counts instances that were to serve
-	Spare      bool       `json:"spare"`             // the next instance is there already
-	EngineUsed hv.Engine  `json:"engineUsed,omitempty"`
-	PID        int        `json:"pid,omitempty"`
-	Created    time.Time  `json:"created"`
-	Started    time.Time  `json:"started,omitzero"` // of the present instance
-	Clients    []Binding  `json:"clients"`
-	Crashes    int        `json:"crashes"`
-	NAT        *NAT       `json:"nat,omitempty"` // of the uplink
-	Status     *hv.Status `json:"status,omitempty"`
-	Notes      []string   `json:"notes,omitempty"`
-	Logs       []string   `json:"logs"`
-	Program    string     `json:"program,omitempty"` // SHA-256 of the program that it was upgraded to; empty: the installed one
+	State        State      `json:"state"`
+	Message      string     `json:"message,omitempty"`      // why it is not ready
+	Generation   int        `json:"generation"`             // counts instances that were to serve
+	Spare        bool       `json:"spare"`                  // the next instance is there already
+	SparesUp     int        `json:"sparesUp"`               // how many of them
+	SpareCrashes int        `json:"spareCrashes,omitempty"` // spares that died; not counted in Crashes
+	Failing      bool       `json:"failing,omitempty"`      // its clients get I/O errors until it serves again
+	EngineUsed   hv.Engine  `json:"engineUsed,omitempty"`
+	PID          int        `json:"pid,omitempty"`
+	Created      time.Time  `json:"created"`
+	Started      time.Time  `json:"started,omitzero"` // of the present instance
+	Clients      []Binding  `json:"clients"`
+	Crashes      int        `json:"crashes"`
+	NAT          *NAT       `json:"nat,omitempty"` // of the uplink
+	Status       *hv.Status `json:"status,omitempty"`
+	Notes        []string   `json:"notes,omitempty"`
+	Logs         []string   `json:"logs"`
+	Program      string     `json:"program,omitempty"` // SHA-256 of the program that it was upgraded to; empty: the installed one
 }
 
 // UpgradeDriver is the body of POST drivers/{name}/upgrade. The ticket stands for the program.
@@ -263,9 +272,10 @@ type CrashDriver struct {
 type Crash struct {
 	ID         uint64   `json:"id"`
 	Driver     string   `json:"driver"`
-	Generation int      `json:"generation"` // the instance that died
-	Launch     int      `json:"launch"`     // number of its process; spares count as well
-	Spare      bool     `json:"spare"`      // a spare took its place
+	Generation int      `json:"generation"`        // the instance that died
+	Launch     int      `json:"launch"`            // number of its process; spares count as well
+	Spare      bool     `json:"spare"`             // a spare took its place
+	OfSpare    bool     `json:"ofSpare,omitempty"` // it was a spare that died: nothing waited for it
 	Cause      hv.Cause `json:"cause"`
 	Message    string   `json:"message,omitempty"`
 	Injected   string   `json:"injected,omitempty"` // how, when it was crashed on request: an Inject's Kind or a CrashDriver's How

@@ -337,7 +337,7 @@ func (dr *driver) adopt(p *running, newest int) (*driverInstance, *recovery) {
 	}
 	dr.rec.Launch = max(dr.rec.Launch, newest)
 	if i := d.instanceOf(p, dr.rec.Engine, dr.rec.Started); i != nil {
-		inst := &driverInstance{instance: i, hung: make(chan struct{}), period: dr.period(), program: dr.rec.Runs}
+		inst := &driverInstance{instance: i, hung: make(chan struct{}), taken: make(chan struct{}), program: dr.rec.Runs}
 		kept, err := i.kept()
 		if err != nil {
 			d.log.Error("adopt: descriptors are lost", "driver", dr.name(), "error", err)
@@ -449,7 +449,7 @@ func (dr *driver) reopen() error {
 	if len(dr.backings) == len(dr.rec.Config.Disks) {
 		return nil
 	}
-	list, err := dr.d.openBackings(dr.rec.Config, lockPatience)
+	list, err := dr.d.openBackings(dr.config(), lockPatience)
 	if err != nil {
 		return err
 	}

@@ -4,14 +4,12 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"time"
 
 	"github.com/grailos/grail/drivervms/blk"
 	"github.com/grailos/grail/drivervms/console"
 	"github.com/grailos/grail/drivervms/net"
 	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/mgmt/api"
-	"github.com/grailos/grail/mgmt/reincarnation"
 )
 
 // Bounds of names. DRIVER/DISK must fit the name of a capability (hv/abi), and a disk's ID what virtio-blk's
@@ -132,14 +130,9 @@ func checkDriver(c *api.DriverConfig) error {
 	if err := api.CheckMemory(c.MemoryBytes, least); err != nil {
 		return err
 	}
-	if c.HeartbeatMs == 0 && c.Type == typeConsole {
-		c.HeartbeatMs = consoleHeartbeatMs
-	}
-	if c.HeartbeatMs == 0 {
-		c.HeartbeatMs = int(reincarnation.DefaultPeriod / time.Millisecond)
-	}
-	if p := time.Duration(c.HeartbeatMs) * time.Millisecond; p < reincarnation.MinPeriod || p > reincarnation.MaxPeriod {
-		return api.Errorf(api.Invalid, "a heartbeat period of %v cannot be kept; give %v to %v", p, reincarnation.MinPeriod, reincarnation.MaxPeriod)
+	defaultPolicy(c)
+	if err := checkPolicy(c); err != nil {
+		return err
 	}
 	switch c.Type {
 	case typeNet:

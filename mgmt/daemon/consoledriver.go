@@ -113,7 +113,7 @@ func (d *Daemon) makeConsole(ctx context.Context) error {
 		if taken {
 			continue
 		}
-		return d.CreateDriver(ctx, api.DriverConfig{Type: typeConsole, Name: name, MemoryBytes: console.MinMemory, NoSpare: true, Auto: true})
+		return d.CreateDriver(ctx, api.DriverConfig{Type: typeConsole, Name: name, MemoryBytes: console.MinMemory, Spares: new(0), Auto: true})
 	}
 	return fmt.Errorf("the names %s0 to %s9 are taken", consoleName, consoleName)
 }

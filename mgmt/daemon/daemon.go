@@ -31,6 +31,8 @@ type Daemon struct {
 	version string
 	build   string
 
+	memoryLeft func() (uint64, bool) // hostMemory, but for tests
+
 	mu       sync.Mutex
 	vms      map[string]*vm
 	drivers  map[string]*driver
@@ -74,7 +76,7 @@ func Open(dirs place.Dirs, log *slog.Logger, version string) (_ *Daemon, err err
 	log = slog.New(eventHandler{Handler: log.Handler(), events: events})
 	d := &Daemon{dirs: dirs, log: log, events: events, lock: lock, started: time.Now(), version: version,
 		vms: map[string]*vm{}, drivers: map[string]*driver{}, making: map[string]bool{},
-		outputs: map[string]*output{}, consolesChanged: make(chan struct{}), closing: make(chan struct{})}
+		outputs: map[string]*output{}, consolesChanged: make(chan struct{}), closing: make(chan struct{}), memoryLeft: hostMemory}
 	if d.build, err = place.Build("/proc/self/exe"); err != nil {
 		return nil, err
 	}

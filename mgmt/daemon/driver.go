@@ -28,10 +28,10 @@ type driver struct {
 	backings  []*backing
 	state     api.State
 	message   string
-	lastEnd   string          // why the last instance ended
-	inst      *driverInstance // the present one, also while it starts and ends
-	spare     *driverInstance // booted, or booting, to be the next one; or nil
-	ending    bool            // the loop has ended
+	lastEnd   string            // why the last instance ended
+	inst      *driverInstance   // the present one, also while it starts and ends
+	spares    []*driverInstance // booted, or booting, to be the next ones; older first
+	ending    bool              // the loop has ended
 	clients   map[uint64]*client
 	changed   chan struct{} // closed and replaced whenever state or inst changes
 	injected  injection
@@ -43,6 +43,12 @@ type driver struct {
 	published map[string]*published // by ID
 	planned   bool                  // the present instance is being replaced on request
 	backoff   reincarnation.Backoff
+	tuned     chan struct{} // closed and replaced when the policy has changed
+
+	readySince   time.Time
+	spareNext    time.Time // when the next spare may be started
+	spareNote    string    // why there are fewer spares than wanted
+	spareBackoff reincarnation.Backoff
 
 	upgrading  sync.Mutex // held during an upgrade
 	publishing sync.Mutex // held while the NAT process is told what is published
@@ -58,12 +64,16 @@ type driver struct {
 }
 
 func (d *Daemon) newDriver(rec *store.Driver) *driver {
-	return &driver{d: d, rec: *rec, state: api.Starting, clients: map[uint64]*client{}, published: map[string]*published{}, changed: make(chan struct{}),
+	defaultPolicy(&rec.Config)
+	return &driver{d: d, rec: *rec, tuned: make(chan struct{}), state: api.Starting, clients: map[uint64]*client{}, published: map[string]*published{}, changed: make(chan struct{}),
 		stop: make(chan struct{}), known: make(chan struct{}), hurry: make(chan struct{}, 1), naming: make(chan struct{}, 1), stopped: make(chan struct{})}
 }
 
 // set changes the state and wakes whoever waits for that. The caller holds dr.mu.
 func (dr *driver) set(s api.State, message string) {
+	if s == api.Ready && dr.state != s {
+		dr.readySince = time.Now()
+	}
 	dr.state, dr.message = s, message
 	close(dr.changed)
 	dr.changed = make(chan struct{})
@@ -129,7 +139,7 @@ func (dr *driver) attach(ctx context.Context, c *client) error {
 			dr.forget(c)
 			return fmt.Errorf("attach to driver %s: %w", dr.name(), err)
 		}
-		err = inst.attach(c)
+		err = inst.attach(c, fromMs(dr.config().HeartbeatMs))
 		switch {
 		case err == nil:
 			return nil
@@ -245,10 +255,9 @@ func (dr *driver) restart(ctx context.Context) error {
 		}
 		return dr.waitFor(ctx, func() bool { return dr.state == api.Ready })
 	}
-	spare := dr.spare
-	dr.spare = nil // it may run from an older program
+	spares := dr.takeSpares() // they may run from an older program
 	dr.mu.Unlock()
-	dr.discard(spare)
+	dr.discard(spares...)
 	return dr.replace(ctx)
 }
 
@@ -293,7 +302,11 @@ func (dr *driver) view() api.Driver {
 	dr.mu.Lock()
 	v := api.Driver{DriverConfig: dr.rec.Config, State: dr.state, Message: dr.message, Generation: dr.rec.Generation,
 		EngineUsed: dr.rec.Engine, Created: dr.rec.Created, Started: dr.rec.Started, Crashes: dr.rec.Crashes,
-		Program: dr.rec.Runs, Spare: dr.spare != nil && !dr.spare.gone(), Notes: slices.Clone(dr.rec.Notes), Clients: []api.Binding{}, Logs: dr.d.logsOf(dr.name())}
+		Program: dr.rec.Runs, SparesUp: dr.sparesUp(), SpareCrashes: dr.rec.SpareCrashes, Notes: slices.Clone(dr.rec.Notes), Clients: []api.Binding{}, Logs: dr.d.logsOf(dr.name())}
+	v.Spare = v.SparesUp > 0
+	if dr.spareNote != "" {
+		v.Notes = append(v.Notes, "no spare: "+dr.spareNote)
+	}
 	inst := dr.inst
 	if inst != nil && !inst.gone() {
 		v.PID = inst.proc.PID

@@ -23,14 +23,15 @@ import (
 // driverInstance is one instance of a driver VM.
 type driverInstance struct {
 	*instance
-	status     *os.File      // abi.StatusSize bytes, written by the guest
-	hostStatus *os.File      // see hv.Spec.HostStatus
-	period     time.Duration // of its heartbeat
-	program    string        // digest; see programPath
+	status     *os.File // abi.StatusSize bytes, written by the guest
+	hostStatus *os.File // see hv.Spec.HostStatus
+	program    string   // digest; see programPath
 	hung       chan struct{}
 	hungSince  atomic.Int64 // Unix nanoseconds of the last sign of life, set before hung is closed
 	hungOnce   atomic.Bool
-	stalled    atomic.Bool // it is hung in that requests stand still, set before hung is closed
+	taken      chan struct{} // closed when a spare becomes the driver
+	booted     atomic.Bool   // of a spare: it takes clients
+	stalled    atomic.Bool   // it is hung in that requests stand still, set before hung is closed
 
 	mu     sync.Mutex
 	strays map[uint64]bool // an adopted instance serves them for a portal that was not asked yet
@@ -44,7 +45,7 @@ const (
 
 // launchDriver starts the next instance of a driver, of the program with that digest; see programPath.
 func (d *Daemon) launchDriver(dr *driver, generation int, digest string) (_ *driverInstance, err error) {
-	cfg := dr.rec.Config
+	cfg := dr.config()
 	vmm, err := place.Program("grailvm")
 	if err != nil {
 		return nil, err
@@ -65,7 +66,7 @@ func (d *Daemon) launchDriver(dr *driver, generation int, digest string) (_ *dri
 	if kvm != nil {
 		defer kvm.Close()
 	}
-	inst := &driverInstance{hung: make(chan struct{}), period: dr.period(), program: digest}
+	inst := &driverInstance{hung: make(chan struct{}), taken: make(chan struct{}), program: digest}
 	defer func() {
 		if err != nil {
 			inst.closePages()
@@ -181,8 +182,8 @@ func (i *driverInstance) waitReady(timeout time.Duration) (*hv.Status, error) {
 // errEnded reports that the instance ended while it was waited for.
 var errEnded = errors.New("the driver ended while it started")
 
-// attach makes the instance serve c, unless it does already.
-func (i *driverInstance) attach(c *client) error {
+// attach makes the instance serve c, unless it does already. period is the driver's heartbeat.
+func (i *driverInstance) attach(c *client, period time.Duration) error {
 	c.attaching.Lock()
 	defer c.attaching.Unlock()
 	c.mu.Lock()
@@ -190,6 +191,9 @@ func (i *driverInstance) attach(c *client) error {
 	c.mu.Unlock()
 	if served {
 		return nil
+	}
+	if i.gone() {
+		return hv.ErrClosed // and another one may serve it by now
 	}
 	if gone {
 		return errLeft
@@ -200,7 +204,7 @@ func (i *driverInstance) attach(c *client) error {
 		c.mu.Unlock()
 		return nil
 	}
-	defer i.expectBeat()()
+	defer i.expectBeat(period)()
 	att := cloneAttachment(c.att)
 	_, got, err := i.call(hv.Request{Op: hv.OpAttach, ID: att.ID, Attachment: &att}, attachTimeout, c.fds()...)
 	closeFDs(got)

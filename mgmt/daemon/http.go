@@ -69,6 +69,7 @@ func (d *Daemon) Handler(shutdown func()) http.Handler {
 	})
 	route("POST /v1/drivers/{name}/restart", d.restartDriver)
 	route("POST /v1/drivers/{name}/resume", d.resumeDriver)
+	route("POST /v1/drivers/{name}/set", d.setDriver)
 	route("POST /v1/drivers/{name}/upgrade", d.upgradeDriver)
 	route("POST /v1/drivers/{name}/crash", d.crashDriver)
 	route("POST /v1/drivers/{name}/inject", d.injectDriver)

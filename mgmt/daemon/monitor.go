@@ -58,12 +58,20 @@ func (dr *driver) awaitFirst(inst *driverInstance, rec *recovery, quit <-chan st
 	}
 }
 
-// watchBeat declares the instance hung when it is.
+// watchBeat declares the instance hung when it is. When the policy changes, it begins anew.
 func (dr *driver) watchBeat(inst *driverInstance, quit <-chan struct{}) {
-	h := reincarnation.Heartbeat{Period: inst.period}
+	for again := true; again; {
+		c, tuned := dr.tuning()
+		again = dr.watchBeatBy(inst, fromMs(c.HeartbeatMs), quit, tuned)
+	}
+}
+
+// watchBeatBy is watchBeat for one period. It reports whether it ended because the policy has changed.
+func (dr *driver) watchBeatBy(inst *driverInstance, period time.Duration, quit, tuned <-chan struct{}) bool {
+	h := reincarnation.Heartbeat{Period: period}
 	var threads schedule
 	asked := time.Now()
-	for range inst.looks(h.Interval(), quit) {
+	for range inst.looks(h.Interval(), quit, tuned) {
 		pending := dr.pendingClients(inst)
 		if len(pending) > 0 && time.Since(asked) > askPeriod {
 			// Others may keep the driver beating while one client was given up.
@@ -80,25 +88,37 @@ func (dr *driver) watchBeat(inst *driverInstance, quit <-chan struct{}) {
 			// A driver that took a fault is lost, even if it is still busy saying so.
 			if st, err := inst.instance.status(h.Period); err == nil && st.Fault != nil && st.Fault.Signal != 0 {
 				inst.declareHung(h.Since())
-				return
+				return false
 			}
 		case reincarnation.Hung:
 			if dr.confirm(inst, pending) && inst.beat() == sample.Beat {
 				inst.declareHung(h.Since())
-				return
+				return false
 			}
 		}
 	}
+	return closed(tuned)
 }
 
-// looks yields once an interval, until quit is closed or the instance is over.
-func (i *driverInstance) looks(interval time.Duration, quit <-chan struct{}) func(yield func() bool) {
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// looks yields once an interval, until quit or tuned is closed or the instance is over.
+func (i *driverInstance) looks(interval time.Duration, quit, tuned <-chan struct{}) func(yield func() bool) {
 	return func(yield func() bool) {
 		tick := time.NewTicker(interval)
 		defer tick.Stop()
 		for {
 			select {
 			case <-quit:
+				return
+			case <-tuned:
 				return
 			case <-i.ended:
 				return
@@ -113,23 +133,18 @@ func (i *driverInstance) looks(interval time.Duration, quit <-chan struct{}) fun
 	}
 }
 
-// period returns the driver's heartbeat period.
-func (dr *driver) period() time.Duration {
-	return time.Duration(dr.rec.Config.HeartbeatMs) * time.Millisecond
-}
-
 // attachPatience is how many heartbeat periods a driver may be silent over a new client, whose memory it has to map.
 const attachPatience = 4
 
 // expectBeat declares the instance hung when it does not beat although it was given something to do, until stop is
 // called. It is for times when no client's ring tells that.
-func (i *driverInstance) expectBeat() (stop func()) {
+func (i *driverInstance) expectBeat(period time.Duration) (stop func()) {
 	quit := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		h := reincarnation.Heartbeat{Period: attachPatience * i.period}
+		h := reincarnation.Heartbeat{Period: attachPatience * period}
 		var threads schedule
-		for range i.looks(h.Interval(), quit) {
+		for range i.looks(h.Interval(), quit, nil) {
 			sample := reincarnation.Sample{Beat: i.beat(), Busy: i.hostBusy(), Pending: true}
 			switch h.Observe(time.Now(), sample, func() time.Duration { return threads.starved() }) {
 			case reincarnation.Suspect:

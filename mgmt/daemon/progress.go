@@ -13,8 +13,16 @@ import (
 // watchProgress declares the instance stalled when requests that it has taken stand still although it beats. It is told by the
 // in-flight logs, which no client can write to; a driver that keeps none is not watched.
 func (dr *driver) watchProgress(inst *driverInstance, quit <-chan struct{}) {
-	p := reincarnation.Progress{Patience: reincarnation.DefaultPatience}
-	for range inst.looks(p.Interval(), quit) {
+	for again := true; again; {
+		c, tuned := dr.tuning()
+		again = dr.watchProgressBy(inst, fromMs(c.DeadlineMs), quit, tuned)
+	}
+}
+
+// watchProgressBy is watchProgress for one deadline. It reports whether it ended because the policy has changed.
+func (dr *driver) watchProgressBy(inst *driverInstance, patience time.Duration, quit, tuned <-chan struct{}) bool {
+	p := reincarnation.Progress{Patience: patience}
+	for range inst.looks(p.Interval(), quit, tuned) {
 		work := reincarnation.Work{Beat: inst.beat(), Busy: inst.hostBusy(), Oldest: map[uint64]uint64{}}
 		waiting := dr.pendingClients(inst)
 		for _, c := range waiting {
@@ -28,9 +36,10 @@ func (dr *driver) watchProgress(inst *driverInstance, quit <-chan struct{}) {
 		if dr.confirm(inst, blamed) {
 			inst.stalled.Store(true)
 			inst.declareHung(time.Now().Add(-p.Patience))
-			return
+			return false
 		}
 	}
+	return closed(tuned)
 }
 
 // queueBits is how many bits of a queue's number in the whole driver name it within its attachment.

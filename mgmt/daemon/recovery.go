@@ -45,7 +45,9 @@ func (r *recovery) complete() {
 				c.Trace = r.d.traceOf(c, c.Report.Fault)
 			}
 			r.d.store.PutCrashLater(c)
-			r.d.log.Info("driver recovered", "driver", c.Driver, "cause", c.Cause, "ms", c.RecoverMs)
+			if !c.OfSpare {
+				r.d.log.Info("driver recovered", "driver", c.Driver, "cause", c.Cause, "ms", c.RecoverMs)
+			}
 			// Until the record is on disk, a next graild finds the report and makes it again.
 			if err := r.d.store.Sync(); err == nil {
 				_ = os.Remove(r.report)

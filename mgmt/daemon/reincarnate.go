@@ -43,7 +43,8 @@ func (dr *driver) run(inst *driverInstance, rec *recovery) {
 	}
 	defer close(dr.stopped)
 	defer helpers.Wait()
-	defer dr.endSpare()
+	defer dr.endSpares()
+	helpers.Go(dr.keepSpares)
 	defer func() { rec.complete() }()
 	for {
 		var err error
@@ -188,7 +189,6 @@ func (dr *driver) serve(inst *driverInstance, rec *recovery) (*ending, error) {
 	unwatch := func() {}
 	if err == nil {
 		unwatch = dr.monitor(inst, rec)
-		dr.prepareSpare(inst)
 	}
 	select {
 	case <-inst.ended:
@@ -277,7 +277,7 @@ func (dr *driver) bringUp(inst *driverInstance, rec *recovery) error {
 		dr.mu.Unlock()
 		for _, c := range todo {
 			tried[c] = true
-			err := inst.attach(c)
+			err := inst.attach(c, fromMs(dr.config().HeartbeatMs))
 			switch {
 			case err == nil:
 				// Both sides look again: either may have missed the other's last doorbell.
@@ -328,7 +328,9 @@ func (dr *driver) died(inst *driverInstance, e *ending) (*recovery, time.Duratio
 	dr.planned, dr.injected = false, injection{}
 	for _, c := range dr.clients {
 		c.mu.Lock()
-		c.on = nil
+		if c.on == inst {
+			c.on = nil
+		}
 		c.mu.Unlock()
 	}
 	if planned {
@@ -339,9 +341,9 @@ func (dr *driver) died(inst *driverInstance, e *ending) (*recovery, time.Duratio
 	dr.rec.Crashes++
 	wait := dr.backoff.Died(e.crashed.Sub(inst.launched), inj.how != "")
 	dr.lastEnd = describe(e.report)
-	var unwanted *driverInstance
+	var unwanted []*driverInstance
 	if dr.rollBack(inst, inj.how != "") {
-		unwanted, dr.spare = dr.spare, nil
+		unwanted = dr.takeSpares()
 		wait = 0
 	}
 	dr.set(api.Recovering, dr.lastEnd)
@@ -355,7 +357,7 @@ func (dr *driver) died(inst *driverInstance, e *ending) (*recovery, time.Duratio
 		}
 	}
 	dr.mu.Unlock()
-	dr.discard(unwanted)
+	dr.discard(unwanted...)
 	c.ID, _ = dr.d.store.NextID()
 	dr.d.log.Warn("driver died", "driver", c.Driver, "generation", c.Generation, "cause", c.Cause, "injected", c.Injected, "why", c.Message)
 	return dr.d.newRecovery(c, inst.report), wait

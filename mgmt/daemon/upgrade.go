@@ -52,13 +52,14 @@ func (dr *driver) upgrade(ctx context.Context, program *os.File, deadline time.D
 		dr.discard(next)
 		return up, api.Errorf(api.NotFound, "driver %s was removed", dr.name())
 	}
-	spare := dr.spare
-	dr.spare = next
+	spares := dr.takeSpares()
+	next.booted.Store(true)
+	dr.spares = []*driverInstance{next}
 	dr.rec.Program = up.To
 	dr.rec.Upgrade = &store.Upgrade{From: from, At: time.Now()}
 	rec := dr.rec
 	dr.mu.Unlock()
-	dr.discard(spare)
+	dr.discard(spares...)
 	// On disk first: what serves must be known to the next graild.
 	if err := dr.d.store.PutDriver(&rec); err != nil {
 		return up, err

@@ -47,11 +47,19 @@ func (c *cli) crashLsCommand() *cobra.Command {
 					if r.RecoverMs > 0 {
 						took = fmt.Sprintf("%.1f ms", r.RecoverMs)
 					}
-					fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%t\t%s\t%s\n", r.ID, stamp(r.Crashed), r.Driver, r.Cause, dash(r.Injected), r.Spare, took, r.Message)
+					fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%t\t%s\t%s\n", r.ID, stamp(r.Crashed), whose(r), r.Cause, dash(r.Injected), r.Spare, took, r.Message)
 				}
 			})
 		},
 	}
+}
+
+// whose names what died.
+func whose(r api.Crash) string {
+	if r.OfSpare {
+		return r.Driver + " (spare)"
+	}
+	return r.Driver
 }
 
 func (c *cli) crashShowCommand() *cobra.Command {

@@ -23,7 +23,7 @@ func (c *cli) driverCommand() *cobra.Command {
 		Long: `A driver VM serves host files or block devices to other VMs as disks. When it crashes, faults
 or hangs, graild replaces it; its clients notice a short stall.`,
 	})
-	cmd.AddCommand(c.driverCreateCommand(), c.driverLsCommand(), c.driverRestartCommand(), c.driverResumeCommand(), c.driverUpgradeCommand(), c.driverCrashCommand(),
+	cmd.AddCommand(c.driverCreateCommand(), c.driverLsCommand(), c.driverRestartCommand(), c.driverResumeCommand(), c.driverSetCommand(), c.driverUpgradeCommand(), c.driverCrashCommand(),
 		c.driverRmCommand(), c.driverCrashesCommand(), c.driverStatsCommand())
 	return cmd
 }
@@ -31,9 +31,9 @@ or hangs, graild replaces it; its clients notice a short stall.`,
 func (c *cli) driverCreateCommand() *cobra.Command {
 	var disks, ports []string
 	var subnet, uplink string
-	var socket, spare, unsealed bool
+	var socket, unsealed bool
 	var engine, memory string
-	var heartbeat time.Duration
+	var policy policyFlags
 	var console consoleFlags
 	cmd := &cobra.Command{
 		Use: "create TYPE NAME [--disk ID=PATH[:ro]]... [--port PORT[=TENANT]]...", Short: "Make a driver VM and start it; the TYPE is blk, net or console",
@@ -52,14 +52,14 @@ A console driver keeps what all VMs print. graild makes one by itself, con0, unl
   grailctl driver create console con0 --size 1M --rate 64K`,
 		Args: exactly("a TYPE", "a NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cfg := api.DriverConfig{Type: args[0], Name: args[1], Engine: hv.Engine(engine), Socket: socket, Unsealed: unsealed, NoSpare: !spare, HeartbeatMs: int(heartbeat.Milliseconds())}
+			cfg := api.DriverConfig{Type: args[0], Name: args[1], Engine: hv.Engine(engine), Socket: socket, Unsealed: unsealed}
 			if cfg.Type != "blk" && cfg.Type != "net" && cfg.Type != "console" {
 				return fmt.Errorf("there is no driver of type %q; use blk, net or console", cfg.Type)
 			}
-			if cmd.Flags().Changed("heartbeat") && cfg.HeartbeatMs <= 0 {
-				return fmt.Errorf("--heartbeat %v is too short; give 10ms to 1m", heartbeat)
+			err := policy.into(&cfg, cmd.Flags())
+			if err != nil {
+				return err
 			}
-			var err error
 			if cfg.MemoryBytes, err = size.Parse(memory); err != nil {
 				return fmt.Errorf("--memory: %w", err)
 			}
@@ -122,8 +122,8 @@ A console driver keeps what all VMs print. graild makes one by itself, con0, unl
 	fl.BoolVar(&unsealed, "unsealed", false, "admit vhost-user clients that can take their memory away, such as DPDK's virtio-user; one that does makes the driver fail")
 	fl.StringVar(&engine, "engine", "", "what executes the driver: kvm or process (default: kvm where it works)")
 	fl.StringVar(&memory, "memory", "64M", "the driver VM's own memory")
-	fl.BoolVar(&spare, "spare", true, "keep the next instance booted, so that a recovery takes less time and the driver twice the memory")
-	fl.DurationVar(&heartbeat, "heartbeat", 0, "how long the driver may be silent with work pending (default 50ms; console: 200ms)")
+	policy.add(fl)
+	completePolicy(cmd)
 	console.add(fl)
 	return cmd
 }
@@ -179,7 +179,7 @@ func (c *cli) driverLsCommand() *cobra.Command {
 			if c.json {
 				return c.print(list)
 			}
-			return c.table("NAME\tTYPE\tSTATE\tENGINE\tINSTANCE\tCRASHES\tCLIENTS\tDISKS", func(w io.Writer) {
+			return c.table("NAME\tTYPE\tSTATE\tENGINE\tINSTANCE\tCRASHES\tCLIENTS\tSPARES\tDISKS", func(w io.Writer) {
 				for _, d := range list {
 					var disks []string
 					for _, k := range d.Disks {
@@ -188,8 +188,8 @@ func (c *cli) driverLsCommand() *cobra.Command {
 					for _, p := range d.Ports {
 						disks = append(disks, fmt.Sprintf("%s = %s (tenant %d)", p.Name, p.Address.Addr(), p.Tenant))
 					}
-					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%s\n", d.Name, d.Type, d.State, dash(string(d.EngineUsed)), d.Generation,
-						d.Crashes, len(d.Clients), strings.Join(disks, ", "))
+					fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%d\t%d\t%s\t%s\n", d.Name, d.Type, stateOfDriver(d), dash(string(d.EngineUsed)), d.Generation,
+						d.Crashes, len(d.Clients), sparesOf(d), strings.Join(disks, ", "))
 					if d.Message != "" {
 						fmt.Fprintf(w, "\t\t%s\n", d.Message)
 					}
@@ -317,7 +317,11 @@ func (c *cli) driverCrashesCommand() *cobra.Command {
 }
 
 func showCrash(w io.Writer, r api.Crash) {
-	fmt.Fprintf(w, "%s  instance %d of driver %s: %s", stamp(r.Crashed), r.Generation, r.Driver, r.Cause)
+	who := fmt.Sprintf("instance %d", r.Generation)
+	if r.OfSpare {
+		who = "a spare"
+	}
+	fmt.Fprintf(w, "%s  %s of driver %s: %s", stamp(r.Crashed), who, r.Driver, r.Cause)
 	if r.Injected != "" {
 		fmt.Fprintf(w, " (%s on request)", r.Injected)
 	}

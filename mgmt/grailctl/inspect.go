@@ -192,21 +192,21 @@ func (c *cli) showDriver(d api.Driver) {
 	w := c.stdout
 	field(w, "name", d.Name)
 	field(w, "type", d.Type)
-	field(w, "state", string(d.State))
+	field(w, "state", stateOfDriver(d))
 	field(w, "message", d.Message)
 	field(w, "engine", string(d.EngineUsed))
 	field(w, "memory", size.Format(d.MemoryBytes))
-	field(w, "heartbeat", fmt.Sprintf("%d ms", d.HeartbeatMs))
 	field(w, "instance", fmt.Sprint(d.Generation))
-	if d.Spare {
-		field(w, "spare", "ready to take over")
-	}
+	field(w, "policy", policyLine(d))
 	if d.PID > 0 {
 		field(w, "pid", fmt.Sprint(d.PID))
 	}
 	field(w, "created", stamp(d.Created))
 	field(w, "started", stamp(d.Started))
 	field(w, "crashes", fmt.Sprint(d.Crashes))
+	if d.SpareCrashes > 0 {
+		field(w, "spares died", fmt.Sprint(d.SpareCrashes))
+	}
 	for _, k := range d.Disks {
 		field(w, "disk", diskLine(k))
 		field(w, "socket", k.Socket)

@@ -5,6 +5,12 @@ import "time"
 // DefaultPatience is how long a driver may keep a request that it has taken, without asking the host for anything.
 const DefaultPatience = 2 * time.Second
 
+// Bounds of a patience: the shortest is longer than a pause of the host's, within which nothing is looked at.
+const (
+	MinPatience = 100 * time.Millisecond
+	MaxPatience = time.Hour
+)
+
 // looksPerPatience is how often the requests in flight are looked at in that time.
 const looksPerPatience = 8
 

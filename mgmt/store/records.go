@@ -46,10 +46,12 @@ type Driver struct {
 	Created    time.Time        `json:"created"`
 	Started    time.Time        `json:"started,omitzero"`
 	Crashes    int              `json:"crashes"`
-	Notes      []string         `json:"notes,omitempty"`
-	Program    string           `json:"program,omitempty"` // digest of the program that the next instance runs; empty: the installed one
-	Runs       string           `json:"runs,omitempty"`    // of the present instance
-	Upgrade    *Upgrade         `json:"upgrade,omitempty"` // the last one
+
+	SpareCrashes int      `json:"spareCrashes,omitempty"`
+	Notes        []string `json:"notes,omitempty"`
+	Program      string   `json:"program,omitempty"` // digest of the program that the next instance runs; empty: the installed one
+	Runs         string   `json:"runs,omitempty"`    // of the present instance
+	Upgrade      *Upgrade `json:"upgrade,omitempty"` // the last one
 }
 
 // Upgrade says what an upgrade of a driver replaced.
