@@ -15,6 +15,7 @@ type Host struct {
 	Caps    []abi.Cap
 	Channel *guest.Channel
 	Status  *guest.Status
+	Fail    bool // it is to stand in for the driver; see abi.ArgFail
 
 	requests, bytes uint64 // as last written to the status page
 
@@ -50,7 +51,7 @@ func LastWords() {
 }
 
 func openHost(name string) (h *Host, err error) {
-	h = &Host{Name: name}
+	h = &Host{Name: name, Fail: len(os.Args) > 1 && os.Args[1] == abi.ArgFail}
 	if h.Caps, err = guest.Caps(); err != nil {
 		return nil, err
 	}

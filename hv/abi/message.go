@@ -22,6 +22,10 @@ const (
 	MsgDead  MessageType = "dead"  // a client broke its ring's rules, Text says how; it is no longer served
 )
 
+// ArgFail is the second argument of a driver's program that is to stand in for the driver: it has no devices, serves whatever it is asked to, and fails
+// each request; a network drops each frame.
+const ArgFail = "fail"
+
 // MaxMessage is the largest Message in bytes of JSON.
 const MaxMessage = 16384
 

@@ -87,8 +87,11 @@ func (d *Daemon) adopt() error {
 		d.drivers[rec.Config.Name] = dr
 		newest := 0
 		for _, p := range procs {
-			if p.role == roleDriver && p.name == rec.Config.Name {
+			if (p.role == roleDriver || p.role == roleStandIn) && p.name == rec.Config.Name {
 				newest = max(newest, p.generation)
+			}
+			if p.role == roleStandIn && p.name == rec.Config.Name {
+				dr.downSince = time.Now().Add(-maxFailAfter) // the requests of its clients failed already
 			}
 		}
 		if rec.Config.Uplink != "" {
@@ -200,7 +203,7 @@ func (d *Daemon) endStray(p running) {
 		return
 	}
 	_ = os.Remove(d.socketPath(p.name, p.generation))
-	if p.role == roleDriver {
+	if p.role == roleDriver || p.role == roleStandIn {
 		_ = os.Remove(d.reportPath(p.name, p.generation)) // a spare's; others leave none when they are killed
 	}
 }
@@ -337,7 +340,8 @@ func (dr *driver) adopt(p *running, newest int) (*driverInstance, *recovery) {
 	}
 	dr.rec.Launch = max(dr.rec.Launch, newest)
 	if i := d.instanceOf(p, dr.rec.Engine, dr.rec.Started); i != nil {
-		inst := &driverInstance{instance: i, hung: make(chan struct{}), taken: make(chan struct{}), program: dr.rec.Runs}
+		inst := newDriverInstance(dr.rec.Runs)
+		inst.instance = i
 		kept, err := i.kept()
 		if err != nil {
 			d.log.Error("adopt: descriptors are lost", "driver", dr.name(), "error", err)

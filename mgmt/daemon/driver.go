@@ -45,6 +45,11 @@ type driver struct {
 	backoff   reincarnation.Backoff
 	tuned     chan struct{} // closed and replaced when the policy has changed
 
+	down      bool            // no instance is there that could touch the clients
+	downSince time.Time       // when it began not to serve; see settled
+	standIn   *driverInstance // fails the clients' requests, or nil
+	standing  sync.Mutex      // held while the clients are attached to standIn
+
 	readySince   time.Time
 	spareNext    time.Time // when the next spare may be started
 	spareNote    string    // why there are fewer spares than wanted
@@ -121,12 +126,17 @@ func (dr *driver) device(id string) (blk.Device, error) {
 func (dr *driver) attach(ctx context.Context, c *client) error {
 	dr.mu.Lock()
 	dr.own(c)
+	dr.set(dr.state, dr.message)
 	dr.mu.Unlock()
 	for {
 		var inst *driverInstance
 		loop := ""
 		err := dr.waitFor(ctx, func() bool {
 			inst = dr.inst
+			if dr.standIn != nil {
+				inst = dr.standIn
+				return true
+			}
 			if dr.state == api.CrashLoop {
 				loop = dr.message
 			}
@@ -157,7 +167,7 @@ func (dr *driver) attach(ctx context.Context, c *client) error {
 		case <-inst.ended:
 		case <-ctx.Done():
 		}
-		if err := dr.waitFor(ctx, func() bool { return dr.inst != inst }); err != nil {
+		if err := dr.waitFor(ctx, func() bool { return dr.inst != inst && dr.standIn != inst }); err != nil {
 			dr.forget(c)
 			return fmt.Errorf("attach to driver %s: %w", dr.name(), err)
 		}
@@ -186,14 +196,11 @@ func (dr *driver) detach(c *client) {
 	c.attaching.Lock()
 	defer c.attaching.Unlock()
 	defer dr.forget(c)
-	dr.mu.Lock()
-	inst := dr.inst
-	dr.mu.Unlock()
 	c.mu.Lock()
-	served := inst != nil && c.on == inst
+	inst := c.on
 	c.on = nil
 	c.mu.Unlock()
-	if !served {
+	if inst == nil {
 		return
 	}
 	if err := inst.detach(c.att.ID); err != nil && !inst.gone() {
@@ -303,7 +310,7 @@ func (dr *driver) view() api.Driver {
 	v := api.Driver{DriverConfig: dr.rec.Config, State: dr.state, Message: dr.message, Generation: dr.rec.Generation,
 		EngineUsed: dr.rec.Engine, Created: dr.rec.Created, Started: dr.rec.Started, Crashes: dr.rec.Crashes,
 		Program: dr.rec.Runs, SparesUp: dr.sparesUp(), SpareCrashes: dr.rec.SpareCrashes, Notes: slices.Clone(dr.rec.Notes), Clients: []api.Binding{}, Logs: dr.d.logsOf(dr.name())}
-	v.Spare = v.SparesUp > 0
+	v.Spare, v.Failing = v.SparesUp > 0, dr.standIn != nil
 	if dr.spareNote != "" {
 		v.Notes = append(v.Notes, "no spare: "+dr.spareNote)
 	}

@@ -66,40 +66,22 @@ func (d *Daemon) launchDriver(dr *driver, generation int, digest string) (_ *dri
 	if kvm != nil {
 		defer kvm.Close()
 	}
-	inst := &driverInstance{hung: make(chan struct{}), taken: make(chan struct{}), program: digest}
+	inst := newDriverInstance(digest)
 	defer func() {
 		if err != nil {
 			inst.closePages()
 		}
 	}()
-	if inst.status, err = hv.NewMemory("grail-status", abi.StatusSize); err != nil {
-		return nil, err
-	}
-	if inst.hostStatus, err = hv.NewMemory("grail-host-status", 4096); err != nil {
-		return nil, err
-	}
-
 	l := hv.NewLaunch(vmm, hv.Driver, cfg.Name)
 	l.Spec.Engine = chosen
 	l.Spec.KVM = l.Add(kvm)
 	l.Spec.Program = l.Add(program)
 	l.Spec.Argv = []string{cfg.Type}
-	l.Spec.Env = blk.Env
-	if cfg.Type == typeNet {
-		l.Spec.Env = net.Env
-	}
-	if cfg.Type == typeConsole {
-		l.Spec.Env = console.Env
-	}
+	l.Spec.Env = driverEnv(cfg.Type)
 	l.Spec.MemoryBytes = cfg.MemoryBytes
-	l.Spec.HostStatus = l.Add(inst.hostStatus)
-	l.Spec.Caps = []hv.CapSpec{
-		{Kind: abi.CapControl, Name: "control", Rights: abi.RightRead | abi.RightWrite, FD: -1},
-		{Kind: abi.CapStatus, Name: "status", Rights: abi.RightRead | abi.RightWrite, FD: l.Add(inst.status), Size: abi.StatusSize},
+	if err := inst.addPages(l); err != nil {
+		return nil, err
 	}
-	l.Spec.Attachments = []hv.Attachment{{Disk: keepStatus, Log: -1, Regions: []hv.AttachMem{
-		{FD: l.Add(inst.status), Size: abi.StatusSize}, {FD: l.Add(inst.hostStatus), Size: 4096},
-	}}}
 	for _, b := range dr.backings {
 		rights := abi.RightRead | abi.RightWrite
 		if b.readOnly {
@@ -118,6 +100,43 @@ func (d *Daemon) launchDriver(dr *driver, generation int, digest string) (_ *dri
 	}
 	return inst, nil
 }
+
+func newDriverInstance(digest string) *driverInstance {
+	return &driverInstance{hung: make(chan struct{}), taken: make(chan struct{}), program: digest}
+}
+
+// driverEnv returns the environment of the program of a type of driver.
+func driverEnv(kind string) []string {
+	switch kind {
+	case typeNet:
+		return net.Env
+	case typeConsole:
+		return console.Env
+	}
+	return blk.Env
+}
+
+// addPages makes what every driver VM has: its control channel, and the pages by which it is watched.
+func (i *driverInstance) addPages(l *hv.Launch) (err error) {
+	if i.status, err = hv.NewMemory("grail-status", abi.StatusSize); err != nil {
+		return err
+	}
+	if i.hostStatus, err = hv.NewMemory("grail-host-status", hostStatusBytes); err != nil {
+		return err
+	}
+	l.Spec.HostStatus = l.Add(i.hostStatus)
+	l.Spec.Caps = []hv.CapSpec{
+		{Kind: abi.CapControl, Name: "control", Rights: abi.RightRead | abi.RightWrite, FD: -1},
+		{Kind: abi.CapStatus, Name: "status", Rights: abi.RightRead | abi.RightWrite, FD: l.Add(i.status), Size: abi.StatusSize},
+	}
+	l.Spec.Attachments = []hv.Attachment{{Disk: keepStatus, Log: -1, Regions: []hv.AttachMem{
+		{FD: l.Add(i.status), Size: abi.StatusSize}, {FD: l.Add(i.hostStatus), Size: hostStatusBytes},
+	}}}
+	return nil
+}
+
+// hostStatusBytes is the size of a hv.Spec.HostStatus page.
+const hostStatusBytes = 4096
 
 func (i *driverInstance) closePages() {
 	for _, f := range []*os.File{i.status, i.hostStatus} {

@@ -73,8 +73,11 @@ func (d *Daemon) vmmLog(name string, slot int) string {
 
 // slotOf returns the slot of a run: a VM has one, a driver's processes take turns.
 func slotOf(r role, generation int) int {
-	if r == roleDriver {
+	switch r {
+	case roleDriver:
 		return generation % slots
+	case roleStandIn:
+		return slots
 	}
 	return 0
 }
@@ -112,8 +115,10 @@ func (d *Daemon) launch(l *hv.Launch, r role, generation int, fresh bool) (*inst
 	}
 	slot := slotOf(r, generation)
 	var err error
-	if inst.output, err = d.newOutput(r, name, generation, inst.ended); err != nil {
-		return nil, err
+	if r != roleStandIn { // which has nothing to say
+		if inst.output, err = d.newOutput(r, name, generation, inst.ended); err != nil {
+			return nil, err
+		}
 	}
 	defer func() {
 		if inst.proc == nil && inst.output != nil {
@@ -124,7 +129,7 @@ func (d *Daemon) launch(l *hv.Launch, r role, generation int, fresh bool) (*inst
 		inst.output.addTo(l)
 	}
 	for i, p := range d.logPaths(name, slot) {
-		if inst.output != nil {
+		if inst.output != nil || r == roleStandIn {
 			if fresh {
 				_ = os.Remove(p)
 			}

@@ -45,10 +45,12 @@ func (dr *driver) run(inst *driverInstance, rec *recovery) {
 	defer helpers.Wait()
 	defer dr.endSpares()
 	helpers.Go(dr.keepSpares)
+	helpers.Go(dr.keepStandIn)
 	defer func() { rec.complete() }()
 	for {
 		var err error
 		if inst == nil {
+			dr.leave()
 			inst, err = dr.next(rec)
 		}
 		var end *ending
@@ -100,7 +102,7 @@ func (dr *driver) rest(wait time.Duration, why string) bool {
 	var over <-chan time.Time
 	dr.mu.Lock()
 	if dr.backoff.Looping() {
-		dr.set(api.CrashLoop, fmt.Sprintf("%s; its clients wait; once that is mended: grailctl driver resume %s", why, dr.name()))
+		dr.set(api.CrashLoop, fmt.Sprintf("%s; its clients %s; once that is mended: grailctl driver resume %s", why, dr.meanwhile(), dr.name()))
 		dr.d.log.Error("driver in a crash loop", "driver", dr.name(), "why", why)
 	} else {
 		dr.set(api.BackOff, fmt.Sprintf("%s; next attempt %v after that, or now with grailctl driver resume %s", why, wait, dr.name()))
@@ -260,6 +262,7 @@ func (dr *driver) bringUp(inst *driverInstance, rec *recovery) error {
 	if rec != nil {
 		rec.crash.Ready = time.Now()
 	}
+	dr.relieve()
 	dr.keepServed(inst, st.Attached)
 	tried := map[*client]bool{}
 	for {

@@ -107,6 +107,8 @@ func (dr *driver) noSpare(why string, launched time.Time) {
 // watchSpare takes note when a spare has booted, and deals with its death. It returns when the spare has ended, or is the driver.
 func (dr *driver) watchSpare(spare *driverInstance) {
 	if _, err := spare.waitReady(startTimeout); err == nil {
+		// The first use of each page of the program's code costs a fault: not when clients wait. What a disk makes of it says nothing about the spare.
+		_ = spare.test()
 		spare.booted.Store(true)
 		dr.mu.Lock()
 		if slices.Contains(dr.spares, spare) {

@@ -31,6 +31,7 @@ func run(h *program.Host) error {
 		server: serve.New(newDevice(disks), disks, ring.PollerConfig{Poll: guest.WaitAlone}),
 		host:   h, maps: map[uint64]*program.Mapping{},
 	}
+	d.server.Refuse = h.Fail
 	d.server.Watch(h.Channel.FD())
 	if err := h.Channel.Send(abi.Message{Type: abi.MsgReady}); err != nil {
 		return err

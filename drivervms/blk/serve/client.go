@@ -58,14 +58,14 @@ func (s *Server) Attach(c Client) error {
 		return fmt.Errorf("%w: %d", ErrAttached, c.ID)
 	}
 	d, ok := s.disks[c.Disk]
-	if !ok {
+	if !ok && !s.Refuse {
 		return fmt.Errorf("no disk %q here", c.Disk)
 	}
 	if len(c.Queues) == 0 || len(c.Queues) > MaxQueues {
 		return fmt.Errorf("%d queues, the limit is %d", len(c.Queues), MaxQueues)
 	}
 	cl := &client{id: c.ID, name: c.Name, limits: limits{
-		sectors: d.Size / virtioblk.SectorSize, readOnly: d.ReadOnly || c.ReadOnly, fd: d.FD,
+		sectors: d.Size / virtioblk.SectorSize, readOnly: d.ReadOnly || c.ReadOnly, fd: d.FD, refuse: s.Refuse,
 		durable: c.Features&virtioblk.FeatureFlush == 0,
 	}}
 	copy(cl.limits.id[:], d.Name)

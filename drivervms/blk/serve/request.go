@@ -27,6 +27,7 @@ type limits struct {
 	readOnly bool
 	fd       int32
 	id       [virtioblk.IDBytes]byte
+	refuse   bool // every request fails
 	durable  bool // every write is flushed before it completes: the client did not negotiate flushes
 }
 
@@ -35,6 +36,10 @@ type limits struct {
 func (w *work) plan(l *limits, ops []Op) []Op {
 	w.first, w.count, w.flush, w.status = len(ops), 0, false, virtioblk.StatusOK
 	r := &w.req
+	if l.refuse {
+		w.status = virtioblk.StatusIOErr
+		return ops
+	}
 	switch r.Type {
 	case virtioblk.TypeIn, virtioblk.TypeOut:
 		write := r.Type == virtioblk.TypeOut

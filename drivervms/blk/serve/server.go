@@ -25,6 +25,9 @@ type Server struct {
 	// Requests and Bytes count what was completed.
 	Requests, Bytes uint64
 
+	// Refuse makes it fail every request with an I/O error, of any disk; it has none. It is set before the first Attach.
+	Refuse bool
+
 	// Step, when not nil, is called between the steps of a round; tests crash there.
 	Step func(Step)
 

@@ -23,7 +23,7 @@ func run(h *program.Host) error {
 			break
 		}
 	}
-	d := newDriver(vswitch.Config{Uplink: up, Poll: ring.PollerConfig{Poll: guest.WaitAlone}}, h)
+	d := newDriver(vswitch.Config{Uplink: up, Refuse: h.Fail, Poll: ring.PollerConfig{Poll: guest.WaitAlone}}, h)
 	if err := h.Channel.Send(abi.Message{Type: abi.MsgReady}); err != nil {
 		return err
 	}

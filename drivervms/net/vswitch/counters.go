@@ -19,13 +19,14 @@ const (
 	DropNowhere         // nobody has the destination address
 	DropOffload         // segmentation or checksum that cannot be done
 	DropUplink          // the uplink is full or refused the frame
+	DropDown            // the switch stands in for one that does not serve
 	DropRxFull          // the receiver has no buffers
 	DropRxSmall         // the receiver's buffers are too small
 	numReasons
 )
 
 var reasonNames = [numReasons]string{"delivered", "header", "short", "oversize", "tagged", "protocol", "spoof", "server", "flood",
-	"tenant", "service", "nowhere", "offload", "uplink", "rxFull", "rxSmall"}
+	"tenant", "service", "nowhere", "offload", "uplink", "down", "rxFull", "rxSmall"}
 
 // String returns the reason's name in counters.
 func (r Reason) String() string {

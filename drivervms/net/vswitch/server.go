@@ -18,6 +18,7 @@ const (
 type Config struct {
 	Uplink Uplink            // nil: none
 	Poll   ring.PollerConfig // bounds of the switch's one worker
+	Refuse bool              // drop every frame
 	Clock  func() int64      // monotonic, ns; nil: the system's
 }
 
@@ -48,6 +49,7 @@ type Switch struct {
 	rxTouched []*rxQueue // with frames to be published
 	txTouched []*txQueue // with heads to be given back
 
+	refuse bool
 	poller *ring.Poller
 	clock  func() int64
 	now    int64 // ns, at the start of the round
@@ -82,7 +84,7 @@ func New(c Config) *Switch {
 	s := &Switch{
 		ports: map[uint64]*port{}, tenants: map[uint16]*tenant{}, macs: map[uint64]*port{}, addrs: map[uint32]*port{},
 		addrs6: map[[16]byte]*port{},
-		table:  table{m: map[uint64]*entry{}}, clock: c.Clock,
+		table:  table{m: map[uint64]*entry{}}, clock: c.Clock, refuse: c.Refuse,
 	}
 	if s.clock == nil {
 		start := time.Now()
@@ -185,6 +187,9 @@ func (s *Switch) turn(q *txQueue) (n int) {
 		p.count.TxPackets++
 		p.count.TxBytes += uint64(max(f.n, 0))
 		bytes += max(f.n, 0)
+		if r == Delivered && s.refuse {
+			r = DropDown
+		}
 		if r == Delivered {
 			if r = s.forward(q, f); q.on != nil {
 				break // it waits

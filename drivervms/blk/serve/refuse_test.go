@@ -1,0 +1,39 @@
+package serve
+
+import (
+	"testing"
+
+	"github.com/grailos/grail/ring"
+)
+
+// A server that stands in serves any disk, asks no device, and fails every request.
+func TestRefuse(t *testing.T) {
+	r := newRig(t, 1, 16, 1<<20, testSize)
+	s := New(nil, nil, ring.PollerConfig{})
+	s.Refuse = true
+	if err := s.Attach(r.client(t)); err != nil {
+		t.Fatal(err)
+	}
+	bell, err := ring.NewDoorbell()
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		serveUntil(s, bell)
+	}()
+	p := make([]byte, 4096)
+	if n, err := r.disk.ReadAt(p, 0); n != 0 || err == nil {
+		t.Errorf("read %d bytes, %v", n, err)
+	}
+	if n, err := r.disk.WriteAt(p, 4096); n != 0 || err == nil {
+		t.Errorf("wrote %d bytes, %v", n, err)
+	}
+	if r.disk.Flush() == nil {
+		t.Error("flushed")
+	}
+	bell.Ring()
+	<-done
+	bell.Close()
+}
