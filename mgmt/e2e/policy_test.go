@@ -154,9 +154,10 @@ func TestPolicyFail(t *testing.T) {
 		}
 		o.holds(11)
 		late.holds(11)
-		if d := r.driver("blk0"); d.Failing || d.State != api.Ready {
-			r.t.Errorf("%s, failing %t", d.State, d.Failing)
-		}
+		r.eventually("it serves", func() bool {
+			d := r.driver("blk0")
+			return !d.Failing && d.State == api.Ready
+		})
 		o.close()
 		late.close()
 		r.eventually("no clients", func() bool { return len(r.driver("blk0").Clients) == 0 })
