@@ -70,9 +70,8 @@ const (
 	// Before a crash and after it the load runs this long.
 	loadBefore = 150 * time.Millisecond
 	loadAfter  = 100 * time.Millisecond
-	// A driver that has served for a while has a spare. It is given this long to appear, and then to boot.
+	// A driver that has served for a while has a spare. It is given this long to appear and to boot.
 	spareLimit = 5 * time.Second
-	spareBoot  = 400 * time.Millisecond
 )
 
 // never is a time after every other, in Unix nanoseconds.
@@ -122,8 +121,10 @@ func (b *bench) awaitSpare(driver string) (v api.Driver, err error) {
 		if err != nil {
 			return v, err
 		}
-		if v.State == api.Ready && v.Spare {
-			time.Sleep(spareBoot)
+		if v.State == api.Ready && v.SparesUp > 0 {
+			return v, nil
+		}
+		if v.State == api.Ready && v.Spares != nil && *v.Spares == 0 {
 			return v, nil
 		}
 		if time.Now().After(deadline) {

@@ -32,7 +32,7 @@ func spareRecovery(b *bench) ([]Result, error) {
 // coldRecovery measures the same without spares.
 func coldRecovery(b *bench) ([]Result, error) {
 	const name = "recover_cold_ms"
-	stalls, note, err := b.stalls(name, "cold", b.rounds(5, 31), func(c *api.DriverConfig) { c.NoSpare = true })
+	stalls, note, err := b.stalls(name, "cold", b.rounds(5, 31), func(c *api.DriverConfig) { c.Spares = new(0) })
 	if err != nil {
 		return nil, err
 	}
