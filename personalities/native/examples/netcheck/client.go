@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -81,43 +82,73 @@ func (h *host) pingAll(ctx context.Context, addr netip.Addr, count int) error {
 	return nil
 }
 
+// echoes is a sequence of datagrams to an echo port, each of which is sent until it has come back.
+type echoes struct {
+	h       *host
+	addr    netip.Addr
+	to      mac
+	port    uint16
+	payload []byte
+	rng     *rand.ChaCha8
+
+	n, repeated uint64
+	worst       time.Duration
+}
+
+// errChanged is wrapped by what says that another datagram came back than was sent.
+var errChanged = errors.New("came back changed")
+
+// echoTo finds the host at addr, for datagrams of size bytes.
+func (h *host) echoTo(ctx context.Context, addr netip.Addr, size int) (*echoes, error) {
+	to, err := h.find(ctx, addr)
+	if err != nil {
+		return nil, err
+	}
+	return &echoes{h: h, addr: addr, to: to, port: ephemeral(), payload: make([]byte, size), rng: rand.NewChaCha8([32]byte{7})}, nil
+}
+
+// next sends the next datagram and compares what comes back. Errors: errSilent, errChanged, those of ctx and of the port.
+func (e *echoes) next(ctx context.Context) error {
+	_, _ = e.rng.Read(e.payload)
+	n := e.n
+	be.PutUint64(e.payload, n)
+	got, began := false, time.Now()
+	var wrong error
+	request := udpFrame(e.h.mac, e.to, e.h.addr.Addr(), e.addr, e.port, echoPort, e.payload)
+	sent, err := e.h.ask(ctx, request, retryAfter, func() bool { return got || wrong != nil }, func(p packet) {
+		if p.proto != protoUDP || p.src != e.addr || p.a != echoPort || p.b != e.port || len(p.payload) < 8 || be.Uint64(p.payload) != n {
+			return // or a late answer to an earlier one
+		}
+		if !bytes.Equal(p.payload, e.payload) {
+			wrong = fmt.Errorf("datagram %d %w", n, errChanged)
+		}
+		got = true
+	})
+	e.n++
+	switch {
+	case wrong != nil:
+		return wrong
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case err != nil:
+		return fmt.Errorf("echo from %s: %w", e.addr, err)
+	}
+	e.repeated += uint64(sent - 1)
+	e.worst = max(e.worst, time.Since(began))
+	return nil
+}
+
 // echoFor sends datagrams to the echo port for a time, one after the other and each until it has come back, and compares.
 func (h *host) echoFor(ctx context.Context, addr netip.Addr, limit time.Duration, size int) error {
-	to, err := h.find(ctx, addr)
+	e, err := h.echoTo(ctx, addr, size)
 	if err != nil {
 		return err
 	}
-	port := ephemeral()
-	payload := make([]byte, size)
-	rng := rand.NewChaCha8([32]byte{7})
-	var n, repeated uint64
-	var worst time.Duration
-	for until := time.Now().Add(limit); time.Now().Before(until) && ctx.Err() == nil; n++ {
-		_, _ = rng.Read(payload)
-		be.PutUint64(payload, n)
-		got, began := false, time.Now()
-		var wrong error
-		sent, err := h.ask(ctx, udpFrame(h.mac, to, h.addr.Addr(), addr, port, echoPort, payload), retryAfter, func() bool { return got || wrong != nil }, func(p packet) {
-			if p.proto != protoUDP || p.src != addr || p.a != echoPort || p.b != port || len(p.payload) < 8 || be.Uint64(p.payload) != n {
-				return // or a late answer to an earlier one
-			}
-			if !bytes.Equal(p.payload, payload) {
-				wrong = fmt.Errorf("datagram %d came back changed", n)
-			}
-			got = true
-		})
-		if wrong != nil {
-			return wrong
+	for until := time.Now().Add(limit); time.Now().Before(until) && ctx.Err() == nil; {
+		if err := e.next(ctx); err != nil && ctx.Err() == nil {
+			return err
 		}
-		if ctx.Err() != nil {
-			break
-		}
-		if err != nil {
-			return fmt.Errorf("echo from %s: %w", addr, err)
-		}
-		repeated += uint64(sent - 1)
-		worst = max(worst, time.Since(began))
 	}
-	fmt.Printf("ok: %d datagrams of %d bytes came back, %d were repeated, longest wait %v\n", n, size, repeated, worst.Round(time.Microsecond))
+	fmt.Printf("ok: %d datagrams of %d bytes came back, %d were repeated, longest wait %v\n", e.n, size, e.repeated, e.worst.Round(time.Microsecond))
 	return nil
 }

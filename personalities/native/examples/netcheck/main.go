@@ -4,6 +4,7 @@
 //	netcheck serve                        answer ARP, ping, and UDP on port 7 (echo)
 //	netcheck ping HOST                    send ICMP echo requests
 //	netcheck echo -time 10s HOST          send UDP datagrams to port 7, each until it comes back, and compare
+//	netcheck probe HOST                   echo as standard input says, and go on after errors; see host.probes
 //
 // HOST is an address, or a name that the port's name server knows. The exit code is 1 when HOST never answered, or answered something else.
 package main
@@ -25,7 +26,7 @@ import (
 func main() {
 	port := flag.String("port", "", "network port to use; empty for the first one")
 	flag.Usage = func() {
-		fmt.Fprintln(flag.CommandLine.Output(), "usage: netcheck [-port NAME] serve | ping [-count N] HOST | echo [-time D] [-size BYTES] HOST")
+		fmt.Fprintln(flag.CommandLine.Output(), "usage: netcheck [-port NAME] serve | ping [-count N] HOST | echo [-time D] [-size BYTES] HOST | probe [-size BYTES] HOST")
 		flag.PrintDefaults()
 	}
 	flag.Parse()
@@ -37,7 +38,7 @@ func main() {
 	}
 }
 
-var errUsage = errors.New("say what to do: serve, ping HOST or echo HOST")
+var errUsage = errors.New("say what to do: serve, ping HOST, echo HOST or probe HOST")
 
 func run(ctx context.Context, port string, args []string) error {
 	if len(args) == 0 {
@@ -46,7 +47,7 @@ func run(ctx context.Context, port string, args []string) error {
 	fl := flag.NewFlagSet(args[0], flag.ExitOnError)
 	count := fl.Int("count", 3, "ping: requests")
 	limit := fl.Duration("time", time.Second, "echo: how long")
-	size := fl.Int("size", 1000, "echo: bytes of each datagram, 8 to 1472")
+	size := fl.Int("size", 1000, "echo, probe: bytes of each datagram, 8 to 1472")
 	if err := fl.Parse(args[1:]); err != nil {
 		return err
 	}
@@ -76,6 +77,8 @@ func run(ctx context.Context, port string, args []string) error {
 		return h.pingAll(ctx, addr, *count)
 	case "echo":
 		return h.echoFor(ctx, addr, *limit, *size)
+	case "probe":
+		return h.probes(ctx, addr, *size, os.Stdin, os.Stdout)
 	}
 	return errUsage
 }

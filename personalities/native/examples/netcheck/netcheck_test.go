@@ -1,9 +1,13 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -101,6 +105,48 @@ func TestChanged(t *testing.T) {
 	defer close(ab)
 	if err := a.echoFor(t.Context(), to, time.Minute, 100); err == nil {
 		t.Error("a changed datagram was taken")
+	}
+}
+
+// TestProbes: what goes wrong is told, and it goes on.
+func TestProbes(t *testing.T) {
+	ab, ba := make(chan []byte, 64), make(chan []byte, 64)
+	a := newHost(&wire{out: ab, in: ba}, mac{2, 0, 0, 0, 0, 1}, netip.MustParsePrefix("10.0.0.2/24"), netip.Addr{})
+	to := netip.MustParseAddr("10.0.0.3")
+	a.known[to] = mac{2}
+	n := 0
+	go func() {
+		for f := range ab {
+			if p, ok := decode(f); ok && p.proto == protoUDP {
+				if n++; n == 5 {
+					p.payload[9] ^= 1
+				}
+				ba <- udpFrame(p.from, a.mac, p.dst, p.src, p.b, p.a, p.payload)
+			}
+		}
+	}()
+	defer close(ab)
+	in, inW := io.Pipe()
+	outR, out := io.Pipe()
+	ended := make(chan error, 1)
+	go func() {
+		ended <- a.probes(t.Context(), to, 100, in, out)
+		out.Close()
+	}()
+	lines := bufio.NewScanner(outR)
+	for _, c := range []struct{ command, want string }{
+		{"", "ready"}, {"probe 1", "probe 1 3 "}, {"probe 2", "bad changed"}, {"", "probe 2 3 "}, {"hello", "error"}, {"pace 100\nprobe 3", "probe 3 "}, {"pace 0\nprobe 4", "probe 4 "},
+	} {
+		if c.command != "" {
+			fmt.Fprintln(inW, c.command)
+		}
+		if !lines.Scan() || !strings.HasPrefix(lines.Text(), c.want) {
+			t.Errorf("%q is answered by %q, want %q", c.command, lines.Text(), c.want)
+		}
+	}
+	inW.Close()
+	if err := <-ended; err != nil {
+		t.Error(err)
 	}
 }
 

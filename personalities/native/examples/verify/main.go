@@ -3,11 +3,16 @@
 // is neither, but the longest one is reported. It is what runs while driver VMs are crashed.
 //
 //	verify -disk d -time 30s
+//	verify -serve -disk d -seed N
 //	verify -check -image FILE -seed N -flushed W:OP,W:OP…
+//	verify -check -image FILE -seed N -table
 //
 // What each worker does depends on the seed alone. It prints "flushed W OP" when a flush that follows the
 // worker's first OP operations was acknowledged; after a power cut, -check finds out from those numbers
 // whether everything is there that must be. SIGINT and SIGTERM end it early, but in order.
+//
+// With -serve it takes commands from standard input, one a line, and goes on after errors: see server. What "table" prints there, -check -table
+// takes on standard input.
 package main
 
 import (
@@ -36,6 +41,9 @@ func main() {
 	check := flag.Bool("check", false, "check what an earlier run left")
 	flushed := flag.String("flushed", "", "with -check: the last operation of each worker that a flush covered")
 	acks := flag.Bool("acks", false, "print acknowledged flushes")
+	serve := flag.Bool("serve", false, "take commands from standard input")
+	dirty := flag.Bool("dirty", false, "with -serve: the disk may hold anything in the beginning, and not zeros")
+	table := flag.Bool("table", false, "with -check: the table on standard input says what must be there")
 	flag.Parse()
 	r := &Run{Seed: *seed, Workers: *workers, Ops: *ops, Time: *limit, Area: *size << 20}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -44,7 +52,16 @@ func main() {
 	if *acks {
 		r.Flushed = func(worker, op int) { fmt.Printf("flushed %d %d\n", worker, op) }
 	}
-	if err := run(r, *name, *image, *check, *flushed); err != nil {
+	var err error
+	switch {
+	case *serve:
+		err = runServer(r, *name, *image, *dirty)
+	case *check && *table:
+		err = runTable(r, *name, *image)
+	default:
+		err = run(r, *name, *image, *check, *flushed)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "verify:", err)
 		os.Exit(1)
 	}
@@ -77,6 +94,26 @@ func run(r *Run, name, image string, check bool, flushed string) error {
 	if err == nil {
 		fmt.Printf("verify: ok: %d operations, %d blocks written, %d verified, %d flushes, %.1f s, longest took %d ms, rang again %d times\n",
 			s.Ops, s.Written, s.Verified, s.Flushes, s.Time.Seconds(), s.Longest.Milliseconds(), rekicks(disk))
+	}
+	return err
+}
+
+func runServer(r *Run, name, image string, dirty bool) error {
+	disk, err := open(name, image)
+	if err != nil {
+		return err
+	}
+	return r.serve(disk, os.Stdin, os.Stdout, dirty)
+}
+
+func runTable(r *Run, name, image string) error {
+	disk, err := open(name, image)
+	if err != nil {
+		return err
+	}
+	n, err := r.checkTable(disk, os.Stdin)
+	if err == nil {
+		fmt.Printf("verify: %d blocks are as the table says\n", n)
 	}
 	return err
 }

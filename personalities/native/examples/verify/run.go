@@ -171,12 +171,8 @@ func (w *worker) do(n int, o op) error {
 			if want == 0 {
 				continue
 			}
-			got, err := opOf(p[i*blockSize:][:blockSize], w.run.Seed, base+uint64(i))
-			if err != nil {
+			if err := check(p[i*blockSize:][:blockSize], w.run.Seed, base+uint64(i), []uint64{uint64(want)}); err != nil {
 				return err
-			}
-			if got != uint64(want) {
-				return fmt.Errorf("block %d was written by operation %d and reads as of operation %d", base+uint64(i), want, got)
 			}
 		}
 	default:
@@ -226,7 +222,7 @@ func (r *Run) Check(d Disk, marks map[int]int) (int, error) {
 				return checked, err
 			}
 			if got < uint64(want) {
-				return checked, fmt.Errorf("block %d is of operation %d; operation %d was acknowledged as durable", b, got, want)
+				return checked, &wrong{stale, b, fmt.Sprintf("it is of operation %d; operation %d was acknowledged as durable", got, want)}
 			}
 			checked++
 		}
