@@ -1,28 +1,36 @@
 package main
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/grailos/grail/mgmt/sandbox"
 )
 
 func main() {
 	c := campaign{out: os.Stdout}
-	flag.BoolVar(&c.systems, "linux", false, "crash drivers under Linux VMs instead: a block driver under fio, then a net driver under iperf3")
-	flag.IntVar(&c.crashes, "crashes", 1000, "how many crashes")
-	flag.StringVar(&c.engine, "engine", "", "engine of both VMs: kvm or process (default: the best that works here)")
-	flag.Uint64Var(&c.seed, "seed", rand.Uint64(), "seed of all that is random")
+	f := faults{campaign: &c}
+	flag.BoolVar(&c.systems, "linux", false, "crash drivers under Linux VMs: a block driver under fio, then a net driver under iperf3")
+	flag.IntVar(&c.crashes, "crashes", 0, "crash one block driver so often under a verifying writer; 1000 with -linux")
+	flag.StringVar(&c.engine, "engine", "", "engine of all VMs: kvm or process (default: both, where they work)")
+	flag.Uint64Var(&c.seed, "seed", rand.Uint64N(maxSeed), "seed of all that is random")
+	quick := flag.Bool("quick", false, "three minutes, however many faults that is")
+	flag.IntVar(&f.count, "faults", 10000, "how many faults")
+	flag.DurationVar(&f.limit, "time", time.Hour, "how long, at most")
+	flag.IntVar(&f.rigs, "rigs", 4, "how many faults at a time, each in a Grail of its own")
+	one := flag.Uint64("one", 0, "bring about the one fault of this seed")
+	only := flag.String("kinds", "", "comma-separated kinds of fault to choose from (default: all)")
+	flag.StringVar(&f.results, "o", "", "file that takes the results as JSON")
+	flag.StringVar(&f.keep, "keep", "build/campaign", "folder for evidence about faults that were LOST or SILENT")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	context.AfterFunc(ctx, stop) // a second signal ends the program at once
@@ -30,7 +38,23 @@ func main() {
 	if err == nil {
 		c.bin = filepath.Dir(bin)
 		c.cache = filepath.Join(c.bin, "../build")
-		err = c.run(ctx)
+		flag.Visit(func(g *flag.Flag) {
+			if g.Name == "one" {
+				f.only = one
+			}
+		})
+		if *quick {
+			f.count, f.limit = maxQuick, quickLimit
+		}
+		switch {
+		case c.systems || c.crashes > 0:
+			c.crashes = cmp.Or(c.crashes, 1000)
+			err = c.run(ctx)
+		default:
+			if f.among, err = choose(*only); err == nil {
+				err = f.run(ctx)
+			}
+		}
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "campaign: FAILED:", err)
@@ -38,121 +62,28 @@ func main() {
 	}
 }
 
-// campaign is one run of the program.
-type campaign struct {
-	bin     string // folder of Grail's programs
-	crashes int
-	engine  string
-	seed    uint64
-	systems bool   // with Linux VMs
-	cache   string // folder in which kernels are, perhaps
-	out     io.Writer
-
-	dir string // temporary, everything lies in it
-	box *sandbox.Sandbox
-}
-
-// Names and sizes within a campaign.
+// The quick campaign ends by the time. What it needs at the end is a part of its three minutes.
 const (
-	driver   = "blk0"
-	disk     = "d"
-	diskSize = 64 << 20
-	// maxPause is the longest time between a recovery and the next crash.
-	maxPause = 60 * time.Millisecond
-	// maxNetPause is the same for a switch: TCP doubles its patience with each segment that is lost again, and has to come round.
-	maxNetPause = time.Second
-	// reportEvery is the number of crashes between two lines of progress.
-	reportEvery = 100
+	quickLimit = 165 * time.Second
+	maxQuick   = 1 << 20
 )
 
-func (c *campaign) say(format string, a ...any) { fmt.Fprintf(c.out, "campaign: "+format+"\n", a...) }
-
-// run is the whole campaign. Nothing of it is left afterwards.
-func (c *campaign) run(ctx context.Context) (err error) {
-	begin := time.Now()
-	c.say("%d crashes, seed %d", c.crashes, c.seed)
-	if c.dir, err = os.MkdirTemp("", "grail-campaign-"); err != nil {
-		return err
+// choose returns the kinds with these names, all for none.
+func choose(names string) ([]kind, error) {
+	if names == "" {
+		return kinds, nil
 	}
-	defer os.RemoveAll(c.dir)
-	c.box = sandbox.New(c.bin, c.dir)
-	defer func() { err = errors.Join(err, c.box.Clean()) }()
-	if c.systems {
-		if err := c.linux(ctx); err != nil {
-			return err
+	var list []kind
+	for name := range strings.SplitSeq(names, ",") {
+		i := slices.IndexFunc(kinds, func(k kind) bool { return k.name == name })
+		if i < 0 {
+			var have []string
+			for _, k := range kinds {
+				have = append(have, k.name)
+			}
+			return nil, fmt.Errorf("-kinds: there is no kind of fault %q; there are %s", name, strings.Join(have, ", "))
 		}
-		c.say("errors: 0, after %.0f s", time.Since(begin).Seconds())
-		return nil
+		list = append(list, kinds[i])
 	}
-	image, err := c.newDisk()
-	if err != nil {
-		return err
-	}
-	if _, err := c.box.Do(ctx, c.args("driver", "create", "blk", driver, "--disk", disk+"="+image)...); err != nil {
-		return err
-	}
-	w := &writer{c: c}
-	if err := w.start(ctx); err != nil {
-		return err
-	}
-	err = errors.Join(c.storm(ctx, driver, maxPause, w.ended), w.stop())
-	if err != nil {
-		return err
-	}
-	if err := c.sum(ctx, driver); err != nil {
-		return err
-	}
-	if _, err := c.box.Do(ctx, "driver", "rm", driver); err != nil {
-		return err
-	}
-	n, err := w.check(ctx, image)
-	if err != nil {
-		return fmt.Errorf("the disk afterwards: %w", err)
-	}
-	c.say("%s; errors: 0, after %.0f s", n, time.Since(begin).Seconds())
-	return nil
-}
-
-// newDisk makes a file for a disk.
-func (c *campaign) newDisk() (path string, err error) {
-	path = filepath.Join(c.dir, "disk.img")
-	f, err := os.Create(path)
-	if err != nil {
-		return "", err
-	}
-	return path, errors.Join(f.Truncate(diskSize), f.Close())
-}
-
-// args adds the engine to a command of grailctl.
-func (c *campaign) args(args ...string) []string {
-	if c.engine != "" {
-		args = append(args, "--engine", c.engine)
-	}
-	return args
-}
-
-// storm crashes a driver until there were enough crashes, or the work of its clients ends.
-func (c *campaign) storm(ctx context.Context, driver string, pause time.Duration, ended <-chan struct{}) error {
-	rnd := rand.New(rand.NewPCG(c.seed, 1))
-	begin := time.Now()
-	for n := 1; n <= c.crashes; n++ {
-		how := sandbox.Hows[rnd.IntN(len(sandbox.Hows))]
-		select {
-		case <-time.After(time.Duration(rnd.Int64N(int64(pause)))): // the random moment
-		case <-ended:
-			return fmt.Errorf("its clients' work ended after %d crashes", n-1)
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		if _, err := c.box.Do(ctx, "driver", "crash", driver, "--how", how); err != nil {
-			return fmt.Errorf("crash %d (%s): %w", n, how, err)
-		}
-		if err := c.box.Serving(ctx, driver, n); err != nil {
-			return fmt.Errorf("crash %d (%s): %w", n, how, err)
-		}
-		if n%reportEvery == 0 {
-			c.say("%d crashes, %.0f s", n, time.Since(begin).Seconds())
-		}
-	}
-	return nil
+	return list, nil
 }

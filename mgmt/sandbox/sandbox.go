@@ -20,16 +20,22 @@ import (
 
 // Sandbox is a private Grail. Its methods may be called from any goroutine.
 type Sandbox struct {
-	bin, state string
-	env        []string
+	bin  string
+	dirs place.Dirs
+	env  []string
 }
 
 // New returns a sandbox that uses the programs in bin and keeps its state and sockets in dir. Nothing is started.
 func New(bin, dir string) *Sandbox {
-	state := filepath.Join(dir, "state")
-	return &Sandbox{bin: bin, state: state, env: append(os.Environ(),
-		"GRAIL_STATE_DIR="+state, "GRAIL_RUN_DIR="+filepath.Join(dir, "run"), "GRAIL_LIBEXEC="+bin)}
+	dirs := place.Dirs{State: filepath.Join(dir, "state"), Run: filepath.Join(dir, "run")}
+	return &Sandbox{bin: bin, dirs: dirs, env: append(os.Environ(), "GRAIL_STATE_DIR="+dirs.State, "GRAIL_RUN_DIR="+dirs.Run, "GRAIL_LIBEXEC="+bin)}
 }
+
+// Dirs returns the sandbox's directories.
+func (s *Sandbox) Dirs() place.Dirs { return s.dirs }
+
+// Client returns a client of the sandbox's graild, for those who ask it too often for a process each time. It starts no graild.
+func (s *Sandbox) Client() *api.Client { return api.NewClient(s.dirs.API()) }
 
 // Program returns the path of one of the programs that belong to the sandbox, such as "examples/hello".
 func (s *Sandbox) Program(name string) string { return filepath.Join(s.bin, name) }
@@ -92,7 +98,7 @@ func (s *Sandbox) Account(ctx context.Context) string {
 		}
 		fmt.Fprintf(&b, "grailctl %s\n%s", strings.Join(args, " "), out)
 	}
-	log, err := os.ReadFile(place.Dirs{State: s.state}.Log())
+	log, err := os.ReadFile(s.dirs.Log())
 	if err != nil {
 		return b.String() + err.Error() + "\n"
 	}

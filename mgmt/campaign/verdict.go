@@ -1,0 +1,442 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/grailos/grail/hv"
+	"github.com/grailos/grail/mgmt/api"
+)
+
+// verdict says how a fault ended.
+type verdict string
+
+// The verdicts.
+const (
+	// recovered: nobody noticed more than a pause, and the driver serves.
+	recovered verdict = "recovered"
+	// degraded: as was promised. A client was told of a fault of the host's device, or an upgrade that met another fault was refused.
+	degraded verdict = "degraded"
+	// silent: a driver whose own memory was flipped lied, and nothing outside of it could tell.
+	silent verdict = "SILENT"
+	// failed: data lost or corrupt, an error that was not promised, a VM harmed that had nothing to do with it, a crash of what is trusted,
+	// or no service in time.
+	failed verdict = "LOST"
+	// refused: the fault was not brought about. It does not count.
+	refused verdict = "refused"
+)
+
+// row is what is known about a fault in the end.
+type row struct {
+	ID        int       `json:"id"`
+	Seed      uint64    `json:"seed"`
+	Kind      string    `json:"kind"`
+	Second    string    `json:"second,omitempty"` // kind of a fault during the recovery
+	Target    string    `json:"target"`
+	Target2   string    `json:"target2,omitempty"` // of the second one, if another
+	Engine    hv.Engine `json:"engine"`
+	Rig       string    `json:"rig"`
+	Verdict   verdict   `json:"verdict"`
+	RecoverMs float64   `json:"recoverMs,omitempty"` // from the crash to the first completed request, by graild's record
+	StallMs   float64   `json:"stallMs"`             // longest request of the target's clients
+	Bystander float64   `json:"bystanderMs"`         // longest request of the VM that had nothing to do with it
+	Cause     string    `json:"cause,omitempty"`     // of the driver's death; empty: it lived
+	What      string    `json:"what"`                // what was done
+	Why       string    `json:"why,omitempty"`       // of any verdict but recovered
+	Evidence  string    `json:"evidence,omitempty"`  // folder
+	At        time.Time `json:"at"`
+	TookMs    float64   `json:"tookMs"` // in all, with the checks
+}
+
+// judge is the finding of verdicts about one fault.
+type judge struct {
+	r *rig
+	f *fault
+	row
+
+	mu    sync.Mutex
+	wrong []string // LOST
+	told  []string // degraded
+	lied  []string // SILENT, or LOST where that is not allowed
+}
+
+func (j *judge) lost(format string, args ...any)      { j.note(&j.wrong, format, args...) }
+func (j *judge) degrade(format string, args ...any)   { j.note(&j.told, format, args...) }
+func (j *judge) liedAbout(format string, args ...any) { j.note(&j.lied, format, args...) }
+
+func (j *judge) note(list *[]string, format string, args ...any) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if s := fmt.Sprintf(format, args...); !slices.Contains(*list, s) {
+		*list = append(*list, s)
+	}
+}
+
+// try brings a fault about and judges it. Errors: none of the fault's; the campaign is over.
+func (r *rig) try(ctx context.Context, f *fault) (*judge, error) {
+	j := &judge{r: r, f: f, row: row{Seed: f.seed, Kind: f.kind.name, Target: f.target, Engine: f.engine, Rig: r.name, At: time.Now()}}
+	if f.second != nil {
+		j.Second = f.second.kind.name
+		if f.second.target != f.target {
+			j.Target2 = f.second.target
+		}
+	}
+	limited, cancel := context.WithTimeout(ctx, faultLimit)
+	defer cancel()
+	err := r.happen(limited, j)
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	switch {
+	case errors.Is(err, errRefused):
+		j.Verdict, j.Why = refused, err.Error()
+	case err != nil:
+		j.lost("%v", err)
+	}
+	if j.Verdict == "" {
+		j.decide()
+	}
+	j.TookMs = ms(time.Since(j.At))
+	return j, nil
+}
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// decide makes one verdict of what was found.
+func (j *judge) decide() {
+	lies := j.f.has(func(k *kind) bool { return k.lies })
+	switch {
+	case len(j.wrong) > 0 || len(j.lied) > 0 && !lies:
+		j.Verdict, j.Why = failed, strings.Join(append(j.wrong, j.lied...), "; ")
+	case len(j.lied) > 0:
+		j.Verdict, j.Why = silent, strings.Join(j.lied, "; ")
+	case len(j.told) > 0:
+		j.Verdict, j.Why = degraded, strings.Join(j.told, "; ")
+	default:
+		j.Verdict = recovered
+	}
+}
+
+// happen has the fault happen and looks what comes of it. Errors: errRefused; the rig does not come back.
+func (r *rig) happen(ctx context.Context, j *judge) error {
+	f := j.f
+	r.events.fresh()
+	for _, v := range r.clients {
+		v.fresh()
+	}
+	before := map[string]api.Driver{}
+	for _, name := range all {
+		d, err := r.look(ctx, name)
+		if err != nil {
+			return err
+		}
+		before[name] = d
+	}
+	users := r.users(f.targets())
+	for _, v := range users {
+		v.pace(busyGap)
+	}
+	defer func() {
+		for _, v := range users {
+			v.pace(0)
+		}
+	}()
+	wait(ctx, f.lead)
+
+	// The fault, and the second one.
+	var after later
+	var second sync.WaitGroup
+	var what2 string
+	var err2 error
+	var after2 later
+	if f.second != nil {
+		second.Go(func() {
+			wait(ctx, f.second.gap)
+			what2, err2 = r.harm(ctx, f.second.kind, f.second.target, f, &after2)
+		})
+	}
+	what, err := r.harm(ctx, f.kind, f.target, f, &after)
+	second.Wait()
+	j.What = what
+	if what2 != "" {
+		j.What += fmt.Sprintf("; after %.1f ms: %s", ms(f.second.gap), what2)
+	}
+	switch {
+	case errors.Is(err2, errRefused):
+		j.What += fmt.Sprintf("; no second fault: %v", err2)
+		f.second, j.Second, j.Target2 = nil, "", ""
+	case err2 != nil:
+		return err2
+	}
+	if err != nil && !(errors.Is(err, errRefused) && f.second != nil) {
+		return err
+	}
+	after.killed, after.ends = append(after.killed, after2.killed...), append(after.ends, after2.ends...)
+
+	// Who dies of it, and who serves again.
+	dead := r.awaitDeaths(ctx, j, before)
+	for _, end := range after.ends {
+		select {
+		case err := <-end:
+			if err != nil && f.second == nil {
+				j.degrade("%v", err)
+			} else if err != nil {
+				j.What += "; " + err.Error()
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	r.forgive(ctx, dead)
+	limit, cancel := context.WithTimeout(ctx, serveLimit)
+	defer cancel()
+	for _, name := range all {
+		if err := r.serves(limit, name, after.killed); err != nil {
+			j.lost("%v", err)
+		}
+	}
+	r.probeAll(limit, j, users, after.killed)
+	for _, v := range users {
+		v.pace(0)
+	}
+	for _, name := range f.targets() {
+		if j.suspect(name) && !slices.Contains(dead, name) {
+			if _, err := r.api.RestartDriver(limit, name); err != nil && !api.Down(err) {
+				j.lost("a driver that survived its fault is not replaced on request: %v", err)
+			}
+			dead = append(dead, name)
+		}
+	}
+	for _, v := range after.killed {
+		if err := v.again(limit); err != nil {
+			j.lost("VM %s was killed and does not start again: %v", v.name, err)
+		}
+	}
+	r.verify(limit, j)
+	r.settle(limit, j, dead)
+	return nil
+}
+
+// suspect reports whether a driver that lives is not what it was.
+func (j *judge) suspect(driver string) bool { return driver == j.f.target && j.f.kind.taints }
+
+func wait(ctx context.Context, d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
+}
+
+// users are the clients that take commands and depend on one of the drivers. Everybody depends on the console driver; two stand for all.
+func (r *rig) users(drivers []string) (list []*client) {
+	for _, v := range r.clients {
+		ofConsole := slices.Contains(drivers, console) && (v == r.writer || v == r.victims[network])
+		if !v.silent && (slices.Contains(drivers, v.driver) || ofConsole) {
+			list = append(list, v)
+		}
+	}
+	return list
+}
+
+// deathLimit is how long a driver may take to die of a fault that is deadly: as long as it takes to find out a stall, on a busy host.
+const deathLimit = 15 * time.Second
+
+// awaitDeaths returns the drivers that died of the fault. One that is to die is waited for; another one is looked at for a while.
+func (r *rig) awaitDeaths(ctx context.Context, j *judge, before map[string]api.Driver) (dead []string) {
+	f := j.f
+	died := func(name string) bool {
+		d, err := r.look(ctx, name)
+		return err == nil && d.Crashes > before[name].Crashes
+	}
+	look := func(name string, k *kind) {
+		limit := time.Now().Add(k.look)
+		if k.dies {
+			limit = time.Now().Add(deathLimit)
+		}
+		for ctx.Err() == nil {
+			_, more := r.events.seen()
+			if died(name) {
+				dead = append(dead, name)
+				return
+			}
+			left := time.Until(limit)
+			if left <= 0 {
+				break
+			}
+			r.nudge(name)
+			select {
+			case <-more:
+			case <-time.After(min(left, askGap)):
+			case <-ctx.Done():
+			}
+		}
+		// With two faults it is the other one that counts, perhaps.
+		if k.dies && f.second == nil {
+			j.lost("driver %s did not die of %s within %v", name, k.name, deathLimit)
+		}
+	}
+	look(f.target, f.kind)
+	if f.second != nil && (f.second.target != f.target || !slices.Contains(dead, f.target)) {
+		look(f.second.target, f.second.kind)
+	}
+	for _, name := range all {
+		if !slices.Contains(dead, name) && died(name) {
+			dead = append(dead, name)
+		}
+	}
+	return dead
+}
+
+// askGap is how often graild is asked for what its events do not tell, because it was killed.
+const askGap = 40 * time.Millisecond
+
+// nudge gives the clients of the console driver something to say: one whose clients want nothing cannot hang.
+func (r *rig) nudge(driver string) {
+	if driver == console {
+		r.writer.tell("probe 0")
+	}
+}
+
+// forgive tells graild that early deaths were on purpose, where it cannot know.
+func (r *rig) forgive(ctx context.Context, drivers []string) {
+	for _, name := range drivers {
+		d, err := r.look(ctx, name)
+		if err == nil && (d.State == api.BackOff || d.State == api.CrashLoop) {
+			_, _ = r.api.ResumeDriver(ctx, name) // what comes of it is looked at anyway
+		}
+	}
+}
+
+// serves returns when a driver serves all of its clients that live. Errors: not in time.
+func (r *rig) serves(ctx context.Context, driver string, dead []*client) error {
+	var d api.Driver
+	var err error
+	for {
+		_, more := r.events.seen()
+		if d, err = r.look(ctx, driver); err == nil && d.State == api.Ready && !slices.ContainsFunc(d.Clients, func(b api.Binding) bool {
+			return !b.Attached && !slices.ContainsFunc(dead, func(v *client) bool { return v.name == b.Name })
+		}) {
+			return nil
+		}
+		if err == nil && (d.State == api.BackOff || d.State == api.CrashLoop) {
+			r.forgive(ctx, []string{driver})
+		}
+		select {
+		case <-more:
+		case <-time.After(askGap):
+		case <-ctx.Done():
+			var waiting []string
+			for _, b := range d.Clients {
+				if !b.Attached {
+					waiting = append(waiting, b.Name+"/"+b.Disk+" "+b.Error)
+				}
+			}
+			return fmt.Errorf("driver %s does not serve within %v: it is %s %s; not served: %q; %v", driver, serveLimit, d.State, d.Message, waiting, err)
+		}
+	}
+}
+
+// probeAll checks that requests that begin now are done, of every client that lives, and collects what the clients complain of.
+func (r *rig) probeAll(ctx context.Context, j *judge, users, dead []*client) {
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	for _, v := range r.clients {
+		if v.silent || slices.Contains(dead, v) {
+			continue
+		}
+		wg.Go(func() {
+			longest, err := v.probe(ctx)
+			switch {
+			case errors.Is(err, errGone):
+				j.lost("VM %s ended: %s", v.name, v.why(ctx))
+			case err != nil:
+				j.lost("%v", err)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if v.driver == bystander {
+				j.Bystander = ms(longest)
+			} else if slices.Contains(users, v) {
+				j.StallMs = max(j.StallMs, ms(longest))
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// verify has clients check their data, and judges what they complained of since the fault.
+func (r *rig) verify(ctx context.Context, j *judge) {
+	f := j.f
+	for _, v := range r.clients {
+		if v.silent {
+			if v.gone() {
+				j.lost("VM %s ended: %s", v.name, v.why(ctx))
+			}
+			continue
+		}
+		if slices.Contains(f.targets(), v.driver) && v.driver == block {
+			if _, err := v.ask(ctx, "check"); err != nil {
+				j.lost("VM %s: %v", v.name, err)
+			}
+		}
+		errs, bads := v.complaints()
+		own := slices.Contains(f.targets(), v.driver)
+		for _, s := range bads {
+			if own {
+				j.liedAbout("VM %s: %s", v.name, s)
+			} else {
+				j.lost("VM %s, of driver %s: %s", v.name, v.driver, s)
+			}
+		}
+		for _, s := range errs {
+			switch {
+			case own && v.driver == f.target && f.kind.fails:
+				j.degrade("VM %s: %s", v.name, s)
+			case own && v.driver == f.target && f.kind.lies:
+				j.liedAbout("VM %s was told an error that was none: %s", v.name, s)
+			default:
+				j.lost("VM %s: %s", v.name, s)
+			}
+		}
+	}
+	if slices.Contains(f.targets(), console) {
+		if err := r.log.compare(ctx); errors.Is(err, errLog) {
+			j.liedAbout("%v", err)
+		} else if err != nil {
+			j.lost("%v", err)
+		}
+	}
+	// What is trusted.
+	if v, err := r.api.Version(ctx); err != nil || v.PID != r.graild {
+		j.lost("graild, process %d, died by itself: %v", r.graild, err)
+	}
+	mayBeKilled := f.has(func(k *kind) bool { return k.killed })
+	list, _ := r.events.seen()
+	for _, e := range list {
+		if e.Event == "driver died" && e.Details["cause"] == string(hv.CauseKilled) && !mayBeKilled {
+			j.lost("the process of driver %s ended without a last word: %s", e.Details["driver"], e.Details["why"])
+		}
+		if (e.Event == "driver died" || e.Event == "driver recovered") && e.Details["driver"] == f.target && j.Cause == "" {
+			j.Cause = e.Details["cause"]
+		}
+	}
+}
+
+// recordLimit is how long the record of a recovery is waited for: it has a stack with names in it.
+const recordLimit = 2 * time.Second
+
+// settle waits until graild has written about the recovery.
+func (r *rig) settle(ctx context.Context, j *judge, dead []string) {
+	if !slices.Contains(dead, j.f.target) || j.f.has(func(k *kind) bool { return k.way == killGraild }) {
+		return
+	}
+	if e, err := r.events.await(ctx, "driver recovered", j.f.target, recordLimit); err == nil {
+		j.RecoverMs, _ = strconv.ParseFloat(e.Details["ms"], 64)
+	}
+}
