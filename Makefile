@@ -6,7 +6,7 @@ ENGINE  ?=
 export CGO_ENABLED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test model test-crash test-linux test-nested bench lint images clean
+.PHONY: help build demo test model campaign test-crash test-linux test-nested bench lint images clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ test: lint ## run every test that this machine can run
 model: ## check the models of the ring and its hand-over with spin, large bounds included
 	@images/setup model
 	@$(GO) test -count=1 -timeout 30m -run TestModels ./ring/model -full
+
+campaign: build ## 10,000 faults of every kind in at most an hour, with verdicts, to campaign.json; QUICK=1: 3 minutes; SEED= repeats a run, ONE= one fault
+	@$(GO) build -trimpath -o $(BIN)/ ./mgmt/campaign
+	@$(BIN)/campaign $(if $(QUICK),-quick) $(if $(SEED),-seed $(SEED)) $(if $(ONE),-one $(ONE)) $(if $(ENGINE),-engine $(ENGINE)) -o campaign.json
 
 CRASHES ?= 1000
 test-crash: build ## crash a driver VM at random under a verifying writer, CRASHES times (1000)
@@ -65,4 +69,4 @@ images: build ## build the guest programs and the files of the emulated test mac
 	@images/nested/run -make
 
 clean: ## remove everything that was built
-	rm -rf $(BIN) build bench.json
+	rm -rf $(BIN) build bench.json campaign.json

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -8,6 +9,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/mgmt/engine"
@@ -73,5 +75,35 @@ func build(t *testing.T, bin string, programs map[string]string) {
 		if b, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("build %s: %v\n%s", pkg, err, b)
 		}
+	}
+}
+
+// The short form of the campaign of "make campaign".
+func TestFaultCampaign(t *testing.T) {
+	bin := t.TempDir()
+	build(t, bin, map[string]string{
+		"grailctl": "mgmt/grailctl", "graild": "mgmt/graild", "grailvm": "hv/grailvm", "drivers/blk": "drivervms/blk/guest",
+		"drivers/net": "drivervms/net/guest", "drivers/console": "drivervms/console/guest",
+		"examples/verify": "personalities/native/examples/verify", "examples/netcheck": "personalities/native/examples/netcheck",
+	})
+	results := filepath.Join(t.TempDir(), "campaign.json")
+	c := &faults{campaign: &campaign{bin: bin, seed: rand.Uint64N(maxSeed), out: t.Output()}, count: 12, limit: 2 * time.Minute, rigs: 2,
+		among: kinds, results: results, keep: "../../build/campaign"}
+	if err := c.run(t.Context()); err != nil {
+		if strings.Contains(err.Error(), "namespace") {
+			t.Skip("SKIPPED:", err)
+		}
+		t.Fatal(err)
+	}
+	var got struct {
+		Seed   uint64
+		Faults []row
+	}
+	b, err := os.ReadFile(results)
+	if err == nil {
+		err = json.Unmarshal(b, &got)
+	}
+	if err != nil || len(got.Faults) != 12 || got.Seed != c.seed {
+		t.Errorf("campaign.json: %v, %d rows, seed %d", err, len(got.Faults), got.Seed)
 	}
 }

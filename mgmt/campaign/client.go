@@ -236,8 +236,13 @@ func (c *client) complaints() (errs, bads []string) {
 
 // again starts the VM once more after it was killed.
 func (c *client) again(ctx context.Context) error {
-	<-c.ended
+	select {
+	case <-c.ended:
+	case <-ctx.Done():
+		return fmt.Errorf("VM %s does not end: %w", c.name, ctx.Err())
+	}
 	c.in.Close()
+	c.fresh()
 	if _, err := c.r.api.WaitVM(ctx, c.name, c.started); err != nil {
 		return err
 	}

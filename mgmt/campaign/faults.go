@@ -22,6 +22,7 @@ type faults struct {
 	limit   time.Duration // how long, at most
 	rigs    int           // at a time
 	among   []kind
+	quick   bool   // as many as there is time for
 	results string // file, or empty
 	keep    string // folder for evidence
 	only    *uint64
@@ -51,12 +52,16 @@ func (c *faults) run(ctx context.Context) (err error) {
 		return err
 	}
 	c.report = newReport(c.out)
-	if c.only != nil {
+	switch {
+	case c.only != nil:
 		f := plan(*c.only, c.among)
 		engines, c.rigs, c.count = []hv.Engine{f.engine}, 1, 1
 		c.say("fault %d: %s of %s, engine %s", *c.only, f.name(), f.target, f.engine)
-	} else {
-		c.say("%d faults in at most %v, %d rigs, seed %d (-seed %d repeats it, -one SEED one fault)", c.count, c.limit, c.rigs, c.seed, c.seed)
+	case c.quick:
+		c.count = maxQuick
+		c.say("faults for %v, %d at a time, seed %d (-seed repeats it, -one SEED one fault)", c.limit, c.rigs, c.seed)
+	default:
+		c.say("%d faults in at most %v, %d at a time, seed %d (-seed repeats it, -one SEED one fault)", c.count, c.limit, c.rigs, c.seed)
 	}
 	begin := time.Now()
 	work, stop := context.WithTimeout(ctx, c.limit)
@@ -75,7 +80,7 @@ func (c *faults) run(ctx context.Context) (err error) {
 	progress := make(chan struct{})
 	go func() {
 		defer close(progress)
-		c.report.live(work, begin, c.count)
+		c.report.live(work, begin)
 	}()
 	var wg sync.WaitGroup
 	broken := make([]error, c.rigs)
@@ -94,10 +99,12 @@ func (c *faults) run(ctx context.Context) (err error) {
 	if c.results != "" {
 		err = c.write()
 	}
-	lost, done := c.report.lost(), c.report.done()
+	done, lost := c.report.done(), c.report.lost()
 	switch {
 	case lost > 0:
 		err = errors.Join(err, fmt.Errorf("%d of %d faults LOST; evidence is in %s", lost, done, c.keep))
+	case !interrupted && !c.quick && done < c.count && c.only == nil:
+		err = errors.Join(err, fmt.Errorf("only %d of %d faults in %v, 0 LOST", done, c.count, c.limit))
 	case interrupted:
 		err = errors.Join(err, fmt.Errorf("interrupted after %d of %d faults, 0 LOST", done, c.count))
 	}

@@ -51,6 +51,19 @@ func (r *rig) harm(ctx context.Context, k *kind, target string, f *fault, later 
 			return "", fmt.Errorf("%w: %w", errRefused, err)
 		}
 		return "crashed on request by " + k.name, nil
+	case inject:
+		if err := r.ready(ctx, target); err != nil {
+			return "", err
+		}
+		done, err := r.api.InjectDriver(ctx, target, api.Inject{Kind: k.name, Seed: f.arg})
+		return injectedWhat(k, done, err)
+	case injectClient:
+		v := r.victims[target]
+		done, err := r.api.InjectVM(ctx, v.name, api.Inject{Kind: k.name, Seed: f.arg})
+		if err == nil {
+			later.broken = append(later.broken, v)
+		}
+		return injectedWhat(k, done, err)
 	case killVMM:
 		d, err := r.look(ctx, target)
 		if err != nil {
@@ -88,9 +101,21 @@ func (r *rig) harm(ctx context.Context, k *kind, target string, f *fault, later 
 	panic("a kind of fault without a way: " + k.name)
 }
 
+// injectedWhat makes an outcome of an answer to an injection.
+func injectedWhat(k *kind, done api.Injected, err error) (string, error) {
+	switch {
+	case err == nil:
+		return done.What, nil
+	case api.Down(err):
+		return k.name + ", when graild was just killed", nil
+	}
+	return "", fmt.Errorf("%w: %w", errRefused, err)
+}
+
 // later is what a fault has begun that has to end before the verdict.
 type later struct {
 	killed []*client // to be started again
+	broken []*client // that may get what they asked for: to be killed and started again
 	ends   []chan error
 }
 
@@ -164,6 +189,8 @@ func (r *rig) kill(of string, is func(pid int) bool) (string, error) {
 
 // killGraild kills graild, and starts another one after a while.
 func (r *rig) killGraild(ctx context.Context, pause time.Duration) (string, error) {
+	r.killing.Lock()
+	defer r.killing.Unlock()
 	p, err := hv.FindProcess(r.graild, func(args []string) bool { return strings.HasSuffix(args[0], "graild") })
 	if err != nil {
 		return "", fmt.Errorf("graild, process %d: %w", r.graild, err)

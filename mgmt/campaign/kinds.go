@@ -2,9 +2,12 @@ package main
 
 import (
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/grailos/grail/hv"
+	"github.com/grailos/grail/mgmt/api"
 )
 
 // way is how a fault is brought about.
@@ -12,29 +15,30 @@ type way int
 
 // The ways.
 const (
-	crash      way = iota // graild is asked to crash the driver
-	inject                // graild is asked to inject it into the driver
-	killVMM               // the process of the driver VM is killed behind graild's back
-	killSpare             // the process of its spare
-	killClient            // the process of one of its clients
-	killGraild            // graild, which is started again a little later
-	upgrade               // none: the driver's program is replaced
+	crash        way = iota // graild is asked to crash the driver
+	inject                  // graild is asked to inject it into the driver
+	injectClient            // into a client of the driver
+	killVMM                 // the process of the driver VM is killed behind graild's back
+	killSpare               // the process of its spare
+	killClient              // the process of one of its clients
+	killGraild              // graild, which is started again a little later
+	upgrade                 // none: the driver's program is replaced
 )
 
 // kind is a kind of fault.
 type kind struct {
-	name   string
-	way    way
-	weight int // how often it is chosen, against the others
-	on     []string
-	set    map[string]string // for inject
+	name    string
+	way     way
+	weight  int // how often it is chosen, against the others
+	on      []string
+	engines []hv.Engine // on which it works; none: all
 
-	dies   bool // the driver dies of it, by itself or because it is found out
-	killed bool // its process may end without a last word
-	taints bool // a driver that survives it is not what it was, and is replaced before the next fault
-	fails  bool // clients may be told errors: it is in what the host's device says
-	lies   bool // it may end SILENT: the driver's own memory is not what it was
-	look   time.Duration
+	dies   bool          // the driver dies of it, by itself or because it is found out
+	killed bool          // its process may end without a last word
+	taints bool          // a driver that survives it is not what it was, and is replaced before the next fault
+	fails  bool          // clients may be told errors: it is in what the host's device says
+	lies   bool          // it may end SILENT: the driver's own memory is not what it was
+	look   time.Duration // how long the driver is looked at if it is not to die
 }
 
 // Drivers of a rig that are harmed.
@@ -44,10 +48,7 @@ const (
 	console = "con0"
 )
 
-var (
-	all    = []string{block, network, console}
-	onDisk = []string{block}
-)
+var all = []string{block, network, console}
 
 // How long a driver is looked at that may survive a fault.
 const (
@@ -55,18 +56,67 @@ const (
 	longLook  = 250 * time.Millisecond
 )
 
-// kinds are the kinds of fault. A fault's seed chooses among them, so that their order and weights are part of what a seed means.
-var kinds = []kind{
-	{name: "kill", way: crash, weight: 10, on: all, dies: true, killed: true},
+// ownKinds are the faults that are brought about from outside of the drivers.
+var ownKinds = []kind{
 	{name: "fault", way: crash, weight: 6, on: all, dies: true},
-	{name: "hang", way: crash, weight: 5, on: all, dies: true, killed: true},
-	{name: "stall", way: crash, weight: 1, on: onDisk, dies: true, killed: true},
-	{name: "vmm:kill", way: killVMM, weight: 8, on: all, dies: true, killed: true},
-	{name: "spare:kill", way: killSpare, weight: 4, on: all, killed: true, look: shortLook},
-	{name: "client:kill", way: killClient, weight: 3, on: []string{block, network}, killed: true, look: shortLook},
-	{name: "graild:kill", way: killGraild, weight: 4, on: all, look: shortLook},
-	{name: "upgrade", way: upgrade, weight: 2, on: all, look: shortLook},
+	{name: "hang", way: crash, weight: 3, on: all, dies: true, killed: true},
+	{name: "vmm:kill", way: killVMM, weight: 12, on: all, dies: true, killed: true},
+	{name: "spare:kill", way: killSpare, weight: 5, on: all, killed: true, look: shortLook},
+	{name: "client:kill", way: killClient, weight: 4, on: []string{block, network}, killed: true, look: shortLook},
+	{name: "graild:kill", way: killGraild, weight: 5, on: all, look: shortLook},
+	{name: "upgrade", way: upgrade, weight: 3, on: all, look: shortLook},
 }
+
+// injected says what is to be expected of the faults that graild injects, by the beginnings of their names; the first that fits counts.
+var injected = []kind{
+	{name: "vmm:kill"}, // of our own: it comes as a surprise to graild
+	{name: "kill", weight: 12, dies: true, killed: true},
+	{name: "exception:", weight: 2, taints: true, look: longLook},
+	{name: "flip:", weight: 8, taints: true, lies: true, killed: true, look: longLook},
+	{name: "syscall:fail", weight: 4, taints: true, fails: true, killed: true, look: longLook},
+	{name: "syscall:delay", weight: 4, taints: true, killed: true, look: longLook},
+	{name: "io:", weight: 4, taints: true, fails: true, killed: true, look: longLook},
+	{name: "ring:client", way: injectClient, weight: 3, killed: true, look: longLook},
+	{name: "ring:", weight: 5, taints: true, killed: true, look: longLook},
+	{name: "bell:", weight: 3, taints: true, killed: true, look: longLook},
+	{name: "hang:", weight: 4, dies: true, killed: true},
+	{name: "stall", weight: 1, dies: true, killed: true},
+	{name: "memory", weight: 3, taints: true, killed: true, look: longLook},
+	{name: "", weight: 3, taints: true, killed: true, look: longLook},
+}
+
+// kinds are all kinds of fault. A fault's seed chooses among them, so that their order and weights are part of what a seed means.
+var kinds = append(slices.Clone(ownKinds), injectedKinds()...)
+
+func injectedKinds() (list []kind) {
+	for _, g := range api.FaultKinds {
+		i := slices.IndexFunc(injected, func(k kind) bool { return strings.HasPrefix(g.Name, k.name) })
+		k := injected[i]
+		if k.weight == 0 {
+			continue
+		}
+		if k.way == crash {
+			k.way = inject
+		}
+		k.name, k.engines, k.on = g.Name, g.Engines, nil
+		for _, name := range all {
+			if len(g.Drivers) == 0 || slices.Contains(g.Drivers, typeOf[name]) {
+				k.on = append(k.on, name)
+			}
+		}
+		if k.way == injectClient {
+			k.on = []string{block, network}
+		}
+		if k.lies && !g.Silent {
+			panic("only what graild says may corrupt in silence may do so here: " + g.Name)
+		}
+		list = append(list, k)
+	}
+	return list
+}
+
+// typeOf are the types of the rig's drivers.
+var typeOf = map[string]string{block: "blk", network: "net", console: "console"}
 
 // seconds are the kinds that may follow another one during its recovery.
 var seconds = []string{"kill", "vmm:kill", "spare:kill", "client:kill", "graild:kill"}
@@ -116,6 +166,7 @@ func plan(seed uint64, among []kind) fault {
 	if seed&1 != 0 {
 		f.engine = hv.EngineProcess
 	}
+	among = slices.DeleteFunc(slices.Clone(among), func(k kind) bool { return len(k.engines) > 0 && !slices.Contains(k.engines, f.engine) })
 	sum := 0
 	for _, k := range among {
 		sum += k.weight
@@ -132,7 +183,7 @@ func plan(seed uint64, among []kind) fault {
 	f.pause = time.Duration(rnd.Int64N(int64(maxGap)))
 	f.arg = rnd.Uint64N(maxSeed)
 	share := secondShare
-	if !f.kind.dies && f.kind.way != inject {
+	if !f.kind.dies && f.kind.way != inject && f.kind.way != injectClient {
 		share = 2
 	}
 	if rnd.IntN(share) == 0 {

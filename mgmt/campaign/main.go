@@ -23,7 +23,7 @@ func main() {
 	flag.IntVar(&c.crashes, "crashes", 0, "crash one block driver so often under a verifying writer; 1000 with -linux")
 	flag.StringVar(&c.engine, "engine", "", "engine of all VMs: kvm or process (default: both, where they work)")
 	flag.Uint64Var(&c.seed, "seed", rand.Uint64N(maxSeed), "seed of all that is random")
-	quick := flag.Bool("quick", false, "three minutes, however many faults that is")
+	flag.BoolVar(&f.quick, "quick", false, "three minutes, however many faults that is")
 	flag.IntVar(&f.count, "faults", 10000, "how many faults")
 	flag.DurationVar(&f.limit, "time", time.Hour, "how long, at most")
 	flag.IntVar(&f.rigs, "rigs", 4, "how many faults at a time, each in a Grail of its own")
@@ -43,8 +43,8 @@ func main() {
 				f.only = one
 			}
 		})
-		if *quick {
-			f.count, f.limit = maxQuick, quickLimit
+		if f.quick {
+			f.limit = quickLimit
 		}
 		switch {
 		case c.systems || c.crashes > 0:

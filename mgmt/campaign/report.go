@@ -97,7 +97,7 @@ const (
 )
 
 // live tells of the progress until ctx ends.
-func (p *report) live(ctx context.Context, begin time.Time, of int) {
+func (p *report) live(ctx context.Context, begin time.Time) {
 	tick := time.NewTicker(livePause)
 	defer tick.Stop()
 	last := time.Time{}
@@ -120,8 +120,8 @@ func (p *report) live(ctx context.Context, begin time.Time, of int) {
 		}
 		since := time.Since(begin)
 		n := p.done()
-		state := fmt.Sprintf("campaign: %d of %d faults, %.1f a second, %d degraded, %d SILENT, %d LOST, %.0f s",
-			n, of, float64(n)/since.Seconds(), p.countOf(degraded), p.countOf(silent), p.lost(), since.Seconds())
+		state := fmt.Sprintf("campaign: %d faults, %.1f a second, %d degraded, %d SILENT, %d LOST, %.0f s",
+			n, float64(n)/since.Seconds(), p.countOf(degraded), p.countOf(silent), p.lost(), since.Seconds())
 		switch {
 		case p.terminal && more:
 			fmt.Fprint(p.out, wipe+state)

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -31,8 +32,9 @@ type rig struct {
 	events *watcher
 	log    *logReader // of the writer
 
-	graild  int    // its process
-	tag     string // beginning of the tags of its VMs' processes
+	killing sync.Mutex // held while there is no graild
+	graild  int        // its process
+	tag     string     // beginning of the tags of its VMs' processes
 	clients []*client
 	writer  *client // on block; checked at the end, also from the host
 	victims map[string]*client
@@ -45,10 +47,10 @@ const (
 	bystander    = "by0" // driver of a VM that has nothing to do with any fault
 	bystanderVM  = "by"
 	diskBytes    = 8 << 20
-	servedMiB    = 4 // of each disk
+	servedMiB    = 2 // of each disk
 	servedBy     = 2 // workers
-	bystanderGap = 10 * time.Millisecond
-	busyGap      = 700 * time.Microsecond
+	bystanderGap = 40 * time.Millisecond
+	busyGap      = 2 * time.Millisecond
 	clientMemory = 32 << 20
 	driverMemory = 64 << 20
 )
@@ -95,10 +97,10 @@ func (c *campaign) newRig(ctx context.Context, name string, e hv.Engine) (_ *rig
 	}
 	r.image = disks[0].Path
 	for _, d := range []api.DriverConfig{
+		{Name: console, Type: "console"}, // first, or graild makes one of its own
 		{Name: block, Type: "blk", Disks: disks[:2]},
 		{Name: bystander, Type: "blk", Disks: disks[2:], NoSpare: true},
 		{Name: network, Type: "net", Ports: []api.Port{{Name: "a"}, {Name: "b"}}},
-		{Name: console, Type: "console"},
 	} {
 		d.Engine, d.MemoryBytes = e, driverMemory
 		v, err := r.api.CreateDriver(ctx, api.CreateDriver{Config: d})

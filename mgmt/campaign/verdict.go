@@ -178,6 +178,7 @@ func (r *rig) happen(ctx context.Context, j *judge) error {
 		return err
 	}
 	after.killed, after.ends = append(after.killed, after2.killed...), append(after.ends, after2.ends...)
+	out := slices.Concat(after.killed, after.broken) // of no interest for a while
 
 	// Who dies of it, and who serves again.
 	dead := r.awaitDeaths(ctx, j, before)
@@ -197,11 +198,11 @@ func (r *rig) happen(ctx context.Context, j *judge) error {
 	limit, cancel := context.WithTimeout(ctx, serveLimit)
 	defer cancel()
 	for _, name := range all {
-		if err := r.serves(limit, name, after.killed); err != nil {
+		if err := r.serves(limit, name, out); err != nil {
 			j.lost("%v", err)
 		}
 	}
-	r.probeAll(limit, j, users, after.killed)
+	r.probeAll(limit, j, users, out)
 	for _, v := range users {
 		v.pace(0)
 	}
@@ -213,12 +214,20 @@ func (r *rig) happen(ctx context.Context, j *judge) error {
 			dead = append(dead, name)
 		}
 	}
-	for _, v := range after.killed {
-		if err := v.again(limit); err != nil {
-			j.lost("VM %s was killed and does not start again: %v", v.name, err)
+	for _, v := range after.broken {
+		if v.gone() {
+			continue
+		}
+		if _, err := r.api.StopVM(limit, v.name, api.StopVM{}); err != nil && api.KindOf(err) != api.Busy {
+			j.lost("VM %s, which broke the rules, is not ended: %v", v.name, err)
 		}
 	}
-	r.verify(limit, j)
+	for _, v := range out {
+		if err := v.again(limit); err != nil {
+			j.lost("VM %s was ended and does not start again: %v", v.name, err)
+		}
+	}
+	r.verify(limit, j, out)
 	r.settle(limit, j, dead)
 	return nil
 }
@@ -371,12 +380,19 @@ func (r *rig) probeAll(ctx context.Context, j *judge, users, dead []*client) {
 }
 
 // verify has clients check their data, and judges what they complained of since the fault.
-func (r *rig) verify(ctx context.Context, j *judge) {
+func (r *rig) verify(ctx context.Context, j *judge, fresh []*client) {
 	f := j.f
 	for _, v := range r.clients {
 		if v.silent {
 			if v.gone() {
 				j.lost("VM %s ended: %s", v.name, v.why(ctx))
+			}
+			continue
+		}
+		if slices.Contains(fresh, v) {
+			// A new run. What the last one said is of no interest.
+			if _, err := v.probe(ctx); err != nil {
+				j.lost("VM %s, started again: %v", v.name, err)
 			}
 			continue
 		}
