@@ -99,7 +99,7 @@ func (c *campaign) newRig(ctx context.Context, name string, e hv.Engine) (_ *rig
 	for _, d := range []api.DriverConfig{
 		{Name: console, Type: "console"}, // first, or graild makes one of its own
 		{Name: block, Type: "blk", Disks: disks[:2]},
-		{Name: bystander, Type: "blk", Disks: disks[2:], NoSpare: true},
+		{Name: bystander, Type: "blk", Disks: disks[2:], Spares: new(int)},
 		{Name: network, Type: "net", Ports: []api.Port{{Name: "a"}, {Name: "b"}}},
 	} {
 		d.Engine, d.MemoryBytes = e, driverMemory

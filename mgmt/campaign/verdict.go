@@ -177,8 +177,16 @@ func (r *rig) happen(ctx context.Context, j *judge) error {
 	if err != nil && !(errors.Is(err, errRefused) && f.second != nil) {
 		return err
 	}
-	after.killed, after.ends = append(after.killed, after2.killed...), append(after.ends, after2.ends...)
-	out := slices.Concat(after.killed, after.broken) // of no interest for a while
+	after.ends, after.broken = append(after.ends, after2.ends...), append(after.broken, after2.broken...)
+	out := slices.Concat(after.killed, after2.killed) // of no interest for a while
+	for _, v := range after.broken {
+		if !slices.Contains(out, v) {
+			out = append(out, v)
+		}
+	}
+	if len(out) > 1 && out[0] == out[1] { // a client can be killed once more while it is dying
+		out = out[1:]
+	}
 
 	// Who dies of it, and who serves again.
 	dead := r.awaitDeaths(ctx, j, before)
