@@ -106,7 +106,7 @@ func (c *faults) run(ctx context.Context) (err error) {
 	case !interrupted && !c.quick && done < c.count && c.only == nil:
 		err = errors.Join(err, fmt.Errorf("only %d of %d faults in %v, 0 LOST", done, c.count, c.limit))
 	case interrupted:
-		err = errors.Join(err, fmt.Errorf("interrupted after %d of %d faults, 0 LOST", done, c.count))
+		err = errors.Join(err, fmt.Errorf("interrupted after %d faults, 0 LOST", done))
 	}
 	return errors.Join(append(broken, err)...)
 }
@@ -130,8 +130,8 @@ func (c *faults) engines() ([]hv.Engine, error) {
 	return list, nil
 }
 
-// lane brings faults about, one after the other, in one rig after the other, until there are no more or work ends. What is left is cleaned up
-// until then; ctx is the campaign's own. Errors: no rig can be built.
+// lane brings faults about, one after the other, in one rig after the other, until there are no more. What has begun when work ends is brought to
+// its end, and looked at; when ctx ends, it is only cleaned up. Errors: no rig can be built.
 func (c *faults) lane(work, ctx context.Context, n int, e hv.Engine) error {
 	rnd := rand.New(rand.NewPCG(c.seed, uint64(n)))
 	var r *rig
@@ -162,9 +162,9 @@ func (c *faults) lane(work, ctx context.Context, n int, e hv.Engine) error {
 			seed = *c.only
 		}
 		f := plan(seed, c.among)
-		j, err := r.try(work, &f)
+		j, err := r.try(ctx, &f)
 		if err != nil {
-			return nil // the time is over
+			return nil // interrupted
 		}
 		j.ID = id
 		r.done++

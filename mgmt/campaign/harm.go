@@ -88,6 +88,8 @@ func (r *rig) harm(ctx context.Context, k *kind, target string, f *fault, later 
 		return what, err
 	case killGraild:
 		return r.killGraild(ctx, f.pause)
+	case outage:
+		return r.outage(ctx, target)
 	case upgrade:
 		later.do(func() error {
 			_, err := r.api.UpgradeDriver(ctx, target, api.UpgradeDriver{Installed: true})
@@ -99,6 +101,36 @@ func (r *rig) harm(ctx context.Context, k *kind, target string, f *fault, later 
 		return "upgraded to the installed program", nil
 	}
 	panic("a kind of fault without a way: " + k.name)
+}
+
+// An outage, and when clients get errors in one.
+const (
+	outageTime = 700 * time.Millisecond
+	failAfter  = 200 * time.Millisecond
+	killGap    = 5 * time.Millisecond
+)
+
+// outage gives the driver the policy to fail requests soon, and kills all that comes to serve them for a while.
+func (r *rig) outage(ctx context.Context, target string) (string, error) {
+	set := func(s api.SetDriver) error {
+		return r.whileDown(ctx, func() error {
+			_, err := r.api.SetDriver(ctx, target, s)
+			return err
+		})
+	}
+	if err := set(api.SetDriver{Policy: new(api.PolicyFail), FailAfterMs: new(int(failAfter.Milliseconds()))}); err != nil {
+		return "", err
+	}
+	killed := 0
+	for until := time.Now().Add(outageTime); time.Now().Before(until) && ctx.Err() == nil; wait(ctx, killGap) {
+		for _, p := range r.processes(fmt.Sprintf("driver:%s:", target)) {
+			if err := p.Kill(); err == nil {
+				killed++
+			}
+			p.Close()
+		}
+	}
+	return fmt.Sprintf("killed %d instances one after the other, with policy fail after %v", killed, failAfter), set(api.SetDriver{Policy: new(api.PolicyStall)})
 }
 
 // injectedWhat makes an outcome of an answer to an injection.

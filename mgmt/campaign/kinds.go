@@ -23,6 +23,7 @@ const (
 	killClient              // the process of one of its clients
 	killGraild              // graild, which is started again a little later
 	upgrade                 // none: the driver's program is replaced
+	outage                  // every instance of the driver is killed as it comes, until its policy applies
 )
 
 // kind is a kind of fault.
@@ -65,6 +66,7 @@ var ownKinds = []kind{
 	{name: "client:kill", way: killClient, weight: 4, on: []string{block, network}, killed: true, look: shortLook},
 	{name: "graild:kill", way: killGraild, weight: 5, on: all, look: shortLook},
 	{name: "upgrade", way: upgrade, weight: 3, on: all, look: shortLook},
+	{name: "outage", way: outage, weight: 1, on: []string{block, network}, dies: true, killed: true, fails: true},
 }
 
 // injected says what is to be expected of the faults that graild injects, by the beginnings of their names; the first that fits counts.

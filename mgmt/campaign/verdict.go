@@ -108,16 +108,25 @@ func (r *rig) try(ctx context.Context, f *fault) (*judge, error) {
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
+// maxReasons bounds those that are written down.
+const maxReasons = 4
+
 // decide makes one verdict of what was found.
 func (j *judge) decide() {
 	lies := j.f.has(func(k *kind) bool { return k.lies })
+	because := func(v verdict, list []string) {
+		if n := len(list) - maxReasons; n > 0 {
+			list = append(list[:maxReasons:maxReasons], fmt.Sprintf("and %d more", n))
+		}
+		j.Verdict, j.Why = v, strings.Join(list, "; ")
+	}
 	switch {
 	case len(j.wrong) > 0 || len(j.lied) > 0 && !lies:
-		j.Verdict, j.Why = failed, strings.Join(append(j.wrong, j.lied...), "; ")
+		because(failed, append(j.wrong, j.lied...))
 	case len(j.lied) > 0:
-		j.Verdict, j.Why = silent, strings.Join(j.lied, "; ")
+		because(silent, j.lied)
 	case len(j.told) > 0:
-		j.Verdict, j.Why = degraded, strings.Join(j.told, "; ")
+		because(degraded, j.told)
 	default:
 		j.Verdict = recovered
 	}
@@ -420,6 +429,8 @@ func (r *rig) verify(ctx context.Context, j *judge, fresh []*client) {
 		}
 		for _, s := range errs {
 			switch {
+			case own && v.driver == f.target && f.kind.way == outage && !r.events.has("driver fails its clients' requests") && !f.has(killsGraild):
+				j.lost("VM %s was told an error before the policy applied: %s", v.name, s)
 			case own && v.driver == f.target && f.kind.fails:
 				j.degrade("VM %s: %s", v.name, s)
 			case own && v.driver == f.target && f.kind.lies:
@@ -455,9 +466,12 @@ func (r *rig) verify(ctx context.Context, j *judge, fresh []*client) {
 // recordLimit is how long the record of a recovery is waited for: it has a stack with names in it.
 const recordLimit = 2 * time.Second
 
+// killsGraild says of what graild forgets its events.
+func killsGraild(k *kind) bool { return k.way == killGraild }
+
 // settle waits until graild has written about the recovery.
 func (r *rig) settle(ctx context.Context, j *judge, dead []string) {
-	if !slices.Contains(dead, j.f.target) || j.f.has(func(k *kind) bool { return k.way == killGraild }) {
+	if !slices.Contains(dead, j.f.target) || j.f.has(killsGraild) {
 		return
 	}
 	if e, err := r.events.await(ctx, "driver recovered", j.f.target, recordLimit); err == nil {

@@ -73,6 +73,12 @@ func (w *watcher) seen() ([]api.Event, <-chan struct{}) {
 	return slices.Clone(w.list), w.changed
 }
 
+// has reports whether there was such an event since the last fault.
+func (w *watcher) has(event string) bool {
+	list, _ := w.seen()
+	return slices.ContainsFunc(list, func(v api.Event) bool { return v.Event == event })
+}
+
 // await returns an event of that kind about a driver, as soon as there is one. Errors: there is none within the time.
 func (w *watcher) await(ctx context.Context, event, driver string, within time.Duration) (api.Event, error) {
 	limit := time.NewTimer(within)
