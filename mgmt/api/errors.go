@@ -15,6 +15,7 @@ const (
 	NotFound  Kind = "not-found"  // no such VM, driver, disk
 	Exists    Kind = "exists"     // the name is taken
 	Busy      Kind = "busy"       // not in this state, or in use
+	Refused   Kind = "refused"    // a reservation cannot be kept
 	CannotRun Kind = "cannot-run" // the program or the engine does not run here
 	Internal  Kind = "internal"   // graild or the host failed
 )

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/grailos/grail/hv"
+	"github.com/grailos/grail/mgmt/tenant"
 )
 
 // Version answers GET version.
@@ -74,6 +75,9 @@ type VMConfig struct {
 	Image       *Image    `json:"image,omitempty"`   // personality linux: the image from which graild makes Root
 	User        string    `json:"user,omitempty"`    // personality linux: who runs Program, as the guest names it, USER or USER:GROUP; empty: root
 	BootMs      int64     `json:"bootMs,omitempty"`  // personality linux: how long it may take until its agent answers; 0: 5 minutes
+
+	Tenant string       `json:"tenant,omitempty"` // path of the tenant that it belongs to; empty: none but the host
+	Share  tenant.Share `json:"share,omitzero"`   // what it asks for while it runs, beyond CPU and MemoryBytes, which are its bounds
 }
 
 // Image is a root disk that grailctl image build has made.
@@ -184,6 +188,9 @@ type DriverConfig struct {
 
 	Auto    bool           `json:"auto,omitempty"`    // graild made it by itself
 	Console *ConsoleConfig `json:"console,omitempty"` // type console; nil: the defaults
+
+	Tenant string       `json:"tenant,omitempty"` // path of the tenant that it belongs to; empty: none but the host
+	Share  tenant.Share `json:"share,omitzero"`   // its reservation, beyond its memory
 }
 
 // Driver is a driver VM as graild sees it.

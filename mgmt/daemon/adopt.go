@@ -14,7 +14,6 @@ import (
 
 	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/mgmt/api"
-	"github.com/grailos/grail/mgmt/fence"
 	"github.com/grailos/grail/mgmt/store"
 )
 
@@ -119,7 +118,7 @@ func (d *Daemon) adopt() error {
 			d.endStray(p)
 		}
 	}
-	fence.Sweep(d.fenceGroup())
+	d.settleDomains()
 	begin = append(begin, d.resumeOutputs(consoles))
 	for _, f := range begin {
 		f()
@@ -322,7 +321,6 @@ func (v *vm) adopt(p *running) *instance {
 	v.rec.State = api.Running
 	v.rec.Process = store.Process{PID: inst.proc.PID, Start: inst.proc.StartTime(), BootID: d.bootID}
 	v.inst, v.clients, v.over = inst, clients, make(chan struct{})
-	v.fence = fence.Of(d.fenceGroup(), inst.proc.PID)
 	d.store.PutVMLater(&v.rec)
 	return inst
 }

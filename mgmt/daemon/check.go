@@ -72,6 +72,9 @@ func checkVM(c *api.VMConfig) error {
 	if err := api.CheckCPU(c.CPU); err != nil {
 		return err
 	}
+	if err := checkVMShare(c); err != nil {
+		return err
+	}
 	if len(c.Disks) > maxDisks {
 		return api.Errorf(api.Invalid, "%d disks are too many; a VM can have %d", len(c.Disks), maxDisks)
 	}

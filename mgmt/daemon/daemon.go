@@ -46,6 +46,8 @@ type Daemon struct {
 
 	images sync.Mutex // held while drivers of images come and go, and while a VM begins to use one
 
+	domains *domains
+
 	closing    chan struct{}
 	closeOnce  sync.Once
 	background sync.WaitGroup
@@ -85,6 +87,10 @@ func Open(dirs place.Dirs, log *slog.Logger, version string) (_ *Daemon, err err
 	}
 	d.store, err = store.Open(dirs.Store(), func(err error) { log.Error("store", "error", err) })
 	if err != nil {
+		return nil, err
+	}
+	if err := d.openDomains(); err != nil {
+		d.store.Close()
 		return nil, err
 	}
 	if err := d.adopt(); err != nil {
@@ -161,6 +167,9 @@ func (d *Daemon) CreateVM(cfg api.VMConfig, durable bool) (err error) {
 		if _, _, err := d.port(ref); err != nil {
 			return err
 		}
+	}
+	if err := d.checkTenant(cfg.Tenant); err != nil {
+		return err
 	}
 	if err := d.checkPublished(cfg); err != nil {
 		return err
@@ -358,6 +367,14 @@ func (d *Daemon) CreateDriver(ctx context.Context, cfg api.DriverConfig) (err er
 	if dr.backings, err = d.openBackings(cfg, 0); err != nil {
 		return err
 	}
+	if err := dr.admit(); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil && !registered {
+			dr.giveBack()
+		}
+	}()
 	if err := dr.openUplink(); err != nil {
 		return err
 	}
@@ -472,6 +489,7 @@ func (d *Daemon) RemoveDriver(name string, force bool) error {
 		return api.Errorf(api.Busy, "driver %s has clients: %s; stop them first, or use --force, after which their I/O waits for ever", name, quoted(slices.Compact(users)))
 	}
 	dr.kill()
+	dr.giveBack()
 	dr.close()
 	dr.forgetTap()
 	if dr.rec.Config.Socket {

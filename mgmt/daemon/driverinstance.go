@@ -98,6 +98,7 @@ func (d *Daemon) launchDriver(dr *driver, generation int, digest string) (_ *dri
 	if inst.instance, err = d.launch(l, roleDriver, generation, false); err != nil {
 		return nil, err
 	}
+	dr.join(inst.proc.PID)
 	return inst, nil
 }
 

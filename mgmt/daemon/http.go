@@ -50,6 +50,8 @@ func (d *Daemon) Handler(shutdown func()) http.Handler {
 	route("GET /v1/vms/{name}/wait", d.waitVM)
 	route("POST /v1/vms/{name}/attach", d.attachDevice)
 	route("POST /v1/vms/{name}/detach", d.detachDevice)
+	route("PATCH /v1/vms/{name}/share", d.setVM)
+	d.tenantRoutes(route)
 	route("GET /v1/drivers", func(*http.Request) (any, error) { return d.Drivers(), nil })
 	route("POST /v1/drivers", func(r *http.Request) (any, error) {
 		var req api.CreateDriver
@@ -105,6 +107,7 @@ var statusOf = map[api.Kind]int{
 	api.NotFound:  http.StatusNotFound,
 	api.Exists:    http.StatusConflict,
 	api.Busy:      http.StatusConflict,
+	api.Refused:   http.StatusConflict,
 	api.CannotRun: http.StatusUnprocessableEntity,
 	api.Internal:  http.StatusInternalServerError,
 }

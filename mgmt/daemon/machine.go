@@ -73,7 +73,7 @@ func (d *Daemon) nativeMachine(cfg api.VMConfig, files map[api.Role]*os.File) (*
 	l.Spec.Argv = append([]string{cfg.Program}, cfg.Args...)
 	l.Spec.Env = native.Env(cfg.Env...)
 	l.Spec.Dir = cfg.Dir
-	l.Spec.MemoryBytes = cfg.MemoryBytes
+	l.Spec.MemoryBytes, l.Spec.MaxThreads = cfg.MemoryBytes, int(cfg.Share.Threads)
 	for _, k := range m.grants {
 		k.addTo(l)
 	}
@@ -131,10 +131,10 @@ func (d *Daemon) linuxMachine(cfg api.VMConfig, generation int) (*machine, error
 	if err != nil {
 		return nil, err
 	}
-	f := &hv.Foreign{Arch: arch, CPUs: max(1, int(math.Ceil(cfg.CPU))), QEMU: emulator, Kernel: image.Kernel, Initrds: image.Initrds,
+	f := &hv.Foreign{Arch: arch, CPUs: max(1, int(math.Ceil(max(cfg.CPU, float64(cfg.Share.CPU.Guarantee)/1000)))), QEMU: emulator, Kernel: image.Kernel, Initrds: image.Initrds,
 		Dir: filepath.Join(d.dirs.Run, "qemu", cfg.Name), TTY: cfg.TTY, User: cfg.User, BootMs: cfg.BootMs}
 	if cfg.CPU == 0 {
-		f.CPUs = min(2, runtime.NumCPU())
+		f.CPUs = max(f.CPUs, min(2, runtime.NumCPU()))
 	}
 	if err := os.MkdirAll(filepath.Dir(f.Dir), 0o711); err != nil {
 		return nil, err

@@ -142,6 +142,7 @@ func (dr *driver) startNAT() (*nat, error) {
 		_ = os.Remove(n.socket)
 		return nil, err
 	}
+	dr.join(n.proc.PID)
 	if _, err := n.ask(net.NATRequest{Op: net.NATStatus}); err != nil {
 		n.end()
 		if said := dr.natSaid(); said != "" {

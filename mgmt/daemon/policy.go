@@ -105,6 +105,10 @@ func (dr *driver) setPolicy(s api.SetDriver) error {
 		dr.mu.Unlock()
 		return err
 	}
+	if err := dr.resize(&c); err != nil {
+		dr.mu.Unlock()
+		return err
+	}
 	now := &dr.rec.Config // whose other fields are read without the lock
 	now.HeartbeatMs, now.DeadlineMs, now.Spares, now.Policy, now.FailAfterMs = c.HeartbeatMs, c.DeadlineMs, c.Spares, c.Policy, c.FailAfterMs
 	dr.spareBackoff.Reset()

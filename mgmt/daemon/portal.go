@@ -145,6 +145,7 @@ func (dr *driver) openPortal(adopted *running) (*portal, error) {
 		_ = os.Remove(p.socket)
 		return nil, err
 	}
+	p.dr.join(p.proc.PID)
 	return p, nil
 }
 

@@ -13,8 +13,8 @@ import (
 
 	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/mgmt/api"
-	"github.com/grailos/grail/mgmt/fence"
 	"github.com/grailos/grail/mgmt/store"
+	"github.com/grailos/grail/mgmt/tenant"
 )
 
 // vm is a personality VM.
@@ -25,9 +25,8 @@ type vm struct {
 
 	mu      sync.Mutex
 	rec     store.VM
-	inst    *instance // of the present run, or nil
-	clients []*client // of the present run
-	fence   *fence.Fence
+	inst    *instance     // of the present run, or nil
+	clients []*client     // of the present run
 	over    chan struct{} // of the present or last run: closed when its end is recorded
 }
 
@@ -39,6 +38,9 @@ func (d *Daemon) newVM(rec *store.VM) *vm {
 	close(v.over)
 	return v
 }
+
+// key names the VM in the tree of reservations.
+func (v *vm) key() tenant.Key { return tenant.Key{Kind: tenant.VM, Name: v.name()} }
 
 // name is fixed for the VM's life.
 func (v *vm) name() string { return v.rec.Config.Name }
@@ -75,6 +77,15 @@ func (v *vm) start(ctx context.Context, files map[api.Role]*os.File) (err error)
 		}
 	}()
 
+	if err := v.d.domains.admit(tenant.Path(cfg.Tenant), v.key(), shareOf(&cfg)); err != nil {
+		return err
+	}
+	launched := false
+	defer func() {
+		if !launched {
+			v.d.domains.dismiss(v.key())
+		}
+	}()
 	withdraw, err := v.d.publish(cfg)
 	if err != nil {
 		return err
@@ -105,14 +116,12 @@ func (v *vm) start(ctx context.Context, files map[api.Role]*os.File) (err error)
 		v.d.store.PutVMLater(&rec)
 		return err
 	}
+	launched = true // from here on, the run's end gives its room back
 	rec.Process.PID, rec.Process.Start = inst.proc.PID, inst.proc.StartTime()
 	rec.State = api.Running
-	f, note := v.d.fenceIn(cfg, inst.proc.PID)
-	if note != "" {
-		rec.Notes = append(rec.Notes, note)
-	}
+	rec.Notes = append(rec.Notes, v.d.domains.join(v.key(), inst.proc.PID)...)
 	v.mu.Lock()
-	v.rec, v.inst, v.clients, v.fence, v.over = rec, inst, clients, f, make(chan struct{})
+	v.rec, v.inst, v.clients, v.over = rec, inst, clients, make(chan struct{})
 	v.mu.Unlock()
 	v.d.store.PutVMLater(&rec)
 	v.d.background.Go(func() { v.reap(inst, clients) })
@@ -134,23 +143,6 @@ func (v *vm) start(ctx context.Context, files map[api.Role]*os.File) (err error)
 	}
 	return nil
 }
-
-// fenceIn puts the VM's process into a cgroup and returns it, or says what is not enforced and why.
-func (d *Daemon) fenceIn(cfg api.VMConfig, pid int) (*fence.Fence, string) {
-	f, err := fence.New(d.fenceGroup(), cfg.Name, fence.Limits{CPU: cfg.CPU, MemoryBytes: cfg.MemoryBytes + vmmOverhead})
-	if err == nil {
-		if err = f.Add(pid); err == nil {
-			return f, ""
-		}
-		_ = f.Delete()
-	}
-	if cfg.CPU > 0 {
-		return nil, fmt.Sprintf("the CPU cap of %g cores is not enforced: %v", cfg.CPU, err)
-	}
-	return nil, fmt.Sprintf("no memory fence around the VM's process: %v", err)
-}
-
-func (d *Daemon) fenceGroup() string { return "grail-" + d.store.ID }
 
 // reap waits for the end of a run, frees what it had and records how it ended.
 func (v *vm) reap(inst *instance, clients []*client) {
@@ -174,11 +166,9 @@ func (v *vm) reap(inst *instance, clients []*client) {
 		r.Message = m
 	}
 	inst.close()
+	v.d.domains.dismiss(v.key())
 	v.mu.Lock()
-	if err := v.fence.Delete(); err != nil {
-		v.d.log.Warn("remove cgroup", "vm", v.name(), "error", err)
-	}
-	v.inst, v.clients, v.fence = nil, nil, nil
+	v.inst, v.clients = nil, nil
 	v.rec.State, v.rec.Ended, v.rec.Report, v.rec.Process = api.Exited, r.Ended, r, store.Process{}
 	rec := v.rec
 	over := v.over

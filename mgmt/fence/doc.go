@@ -1,4 +1,4 @@
-// Package fence puts a VM's process into a cgroup: a CPU cap, and a memory limit as a second fence around what the
-// VMM itself enforces. Hosts with cgroup v1, v2, or neither that the caller may use are all fine; what is not
-// enforced is said.
+// Package fence keeps domains in cgroups: their part of the processors and a cap on it, bounds of memory and threads, and the processors that
+// they run on. Hosts with cgroup v1, v2, or neither that the caller may use are all fine; what is not enforced is said. Groups are made below the
+// caller's own only, and removed with their last member.
 package fence

@@ -3,232 +3,414 @@ package fence
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 
 	"github.com/containerd/cgroups/v3"
-	"github.com/containerd/cgroups/v3/cgroup1"
-	"github.com/containerd/cgroups/v3/cgroup2"
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // mount is where cgroup file systems are mounted by convention (cgroups(7)).
 const mount = "/sys/fs/cgroup"
 
-// cpuPeriodUs is the period of the CPU cap in microseconds: the kernel's default. A capped VM may be silent for that
-// long at a time.
-const cpuPeriodUs = 100_000
+// Controller is one kind of bound.
+type Controller string
 
-// MinCPU is the smallest cap in cores that the kernel takes: a quota of 1 ms a period.
-const MinCPU = 0.01
+// The controllers.
+const (
+	CPU     Controller = "cpu"
+	Usage   Controller = "cpuacct" // part of cpu in v2
+	Memory  Controller = "memory"
+	Threads Controller = "pids"
+	Set     Controller = "cpuset"
+)
 
-// Limits is what a fence enforces; zero fields are not limited.
+var controllers = []Controller{CPU, Usage, Memory, Threads, Set}
+
+// Limits is what a group enforces; zero fields are not limited.
 type Limits struct {
-	CPU         float64 // cores
+	// Weight is the group's part of the processors beside its siblings', in millionths of their sum; 0: the kernel's default.
+	Weight      uint64
+	CapMilli    int64 // thousandths of a core
 	MemoryBytes uint64
+	Threads     int64
+	CPUs        string // processors to run on, as in cpuset(7); empty: the parent's
 }
 
-// Fence is one cgroup. A nil Fence enforces nothing.
-type Fence struct {
-	v1 cgroup1.Cgroup
-	v2 *cgroup2.Manager
-	// groups are the directories of the group that the cgroup is in, removed with its last member.
-	groups []string
-}
+// Parts is the sum of Limits.Weight of all siblings.
+const Parts = 1_000_000
 
 // ErrUnavailable reports that the caller can make no cgroup of the kind it needs.
 var ErrUnavailable = errors.New("no usable cgroup")
 
-// New makes the cgroup group/name with limits. group names all cgroups of one caller. Errors: ErrUnavailable.
-func New(group, name string, l Limits) (*Fence, error) {
-	res := &specs.LinuxResources{}
-	if l.CPU > 0 {
-		quota, period := int64(max(l.CPU, MinCPU)*cpuPeriodUs), uint64(cpuPeriodUs)
-		res.CPU = &specs.LinuxCPU{Quota: &quota, Period: &period}
-	}
-	if l.MemoryBytes > 0 {
-		limit := int64(l.MemoryBytes)
-		res.Memory = &specs.LinuxMemory{Limit: &limit}
-	}
-	var f *Fence
+// hierarchy is the cgroup file systems of one version.
+type hierarchy interface {
+	// dir returns the directory of a group under a controller.
+	dir(c Controller, group string) string
+	// apply makes the group, if need be, under one controller and writes res.
+	apply(c Controller, group string, res *specs.LinuxResources) error
+	// weigh writes a weight in its own unit into res.
+	weigh(l *specs.LinuxCPU, parts uint64)
+	// add moves a process with all its threads.
+	add(cs []Controller, group string, pid int) error
+	// found returns where a process is: the group's path below the caller's name, and false when it is in none.
+	found(pid int, name string) (string, bool)
+	usage(group string) (CPUUsage, error)
+}
+
+// Tree is the cgroups of one caller. Its methods are safe for concurrent use.
+type Tree struct {
+	name string
+	h    hierarchy // nil: none
+	can  map[Controller]error
+
+	mu   sync.Mutex
+	have map[string]Limits // as last written
+	in   map[string]map[Controller]bool
+}
+
+// Open returns the tree of the groups below name, which names all cgroups of one caller. What can be enforced here is found out with a group that is
+// removed again.
+func Open(name string) *Tree {
+	t := &Tree{name: name, can: map[Controller]error{}, have: map[string]Limits{}, in: map[string]map[Controller]bool{}}
 	var err error
-	// The second time, because the last member of the group may just have been removed, and the group with it.
-	for range 2 {
-		switch cgroups.Mode() {
-		case cgroups.Unified:
-			f, err = newV2(group, name, res)
-		case cgroups.Legacy, cgroups.Hybrid:
-			f, err = newV1(group, name, res)
-		default:
-			return nil, fmt.Errorf("%w: none is mounted at %s", ErrUnavailable, mount)
-		}
-		if err == nil || !errors.Is(err, os.ErrNotExist) {
-			break
-		}
-	}
-	return f, err
-}
-
-func newV1(group, name string, res *specs.LinuxResources) (*Fence, error) {
-	want := map[cgroup1.Name]bool{}
-	if res.CPU != nil {
-		want[cgroup1.Cpu] = true
-	}
-	if res.Memory != nil {
-		want[cgroup1.Memory] = true
-	}
-	cg, err := cgroup1.New(cgroup1.NestedPath(path.Join(group, name)), res, cgroup1.WithHierarchy(only(want)))
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
-	}
-	if len(cg.Subsystems()) < len(want) {
-		_ = cg.Delete()
-		return nil, fmt.Errorf("%w: a controller is not mounted", ErrUnavailable)
-	}
-	return &Fence{v1: cg, groups: groupDirs(want, cgroup1.NestedPath(group))}, nil
-}
-
-// groupDirs returns the directories of a group under the wanted controllers.
-func groupDirs(want map[cgroup1.Name]bool, at cgroup1.Path) (dirs []string) {
-	subs, _ := only(want)()
-	for _, s := range subs {
-		p, ok := s.(interface{ Path(string) string })
-		if name, err := at(s.Name()); ok && err == nil {
-			dirs = append(dirs, p.Path(name))
-		}
-	}
-	return dirs
-}
-
-// only returns the hierarchy of the wanted controllers that are mounted.
-func only(want map[cgroup1.Name]bool) cgroup1.Hierarchy {
-	return func() ([]cgroup1.Subsystem, error) {
-		mounted, err := cgroup1.Default()
-		if err != nil {
-			return nil, err
-		}
-		var subs []cgroup1.Subsystem
-		for _, s := range mounted {
-			if want[s.Name()] {
-				subs = append(subs, s)
-			}
-		}
-		return subs, nil
-	}
-}
-
-func newV2(group, name string, res *specs.LinuxResources) (*Fence, error) {
-	base, err := delegated()
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
-	}
-	m, err := cgroup2.NewManager(mount, path.Join(base, group, name), cgroup2.ToResources(res))
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
-	}
-	return &Fence{v2: m, groups: []string{path.Join(mount, base, group)}}, nil
-}
-
-// delegated returns the v2 cgroup under which the caller may make its own: the root for root, else its systemd user
-// service, which the system delegates to the user.
-func delegated() (string, error) {
-	if os.Geteuid() == 0 {
-		return "/", nil
-	}
-	own, err := cgroup2.NestedGroupPath("")
-	if err != nil {
-		return "", err
-	}
-	service := fmt.Sprintf("user@%d.service", os.Geteuid())
-	if before, _, ok := strings.Cut(own, "/"+service); ok {
-		return before + "/" + service, nil
-	}
-	return "", fmt.Errorf("%s is not delegated to you; run under systemd-run --user --scope, or as root", own)
-}
-
-// Of returns the fence that process pid is in, if it is one below group, else nil.
-func Of(group string, pid int) *Fence {
 	switch cgroups.Mode() {
 	case cgroups.Unified:
-		p, err := cgroup2.PidGroupPath(pid)
-		if err != nil || path.Base(path.Dir(p)) != group {
-			return nil
-		}
-		if m, err := cgroup2.Load(p, cgroup2.WithMountpoint(mount)); err == nil {
-			return &Fence{v2: m, groups: []string{path.Join(mount, path.Dir(p))}}
-		}
+		t.h, err = newV2(name)
 	case cgroups.Legacy, cgroups.Hybrid:
-		paths, err := cgroup1.ParseCgroupFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+		t.h, err = newV1(name)
+	default:
+		err = fmt.Errorf("none is mounted at %s", mount)
+	}
+	for _, c := range controllers {
 		if err != nil {
-			return nil
+			t.can[c] = fmt.Errorf("%w: %w", ErrUnavailable, err)
+			continue
 		}
-		in := map[cgroup1.Name]bool{}
-		for _, n := range []cgroup1.Name{cgroup1.Cpu, cgroup1.Memory} {
-			if p, ok := paths[string(n)]; ok && path.Base(path.Dir(p)) == group {
-				in[n] = true
-			}
-		}
-		if len(in) == 0 {
-			return nil
-		}
-		if cg, err := cgroup1.Load(cgroup1.PidPath(pid), cgroup1.WithHierarchy(only(in))); err == nil {
-			above := func(n cgroup1.Name) (string, error) { return path.Dir(paths[string(n)]), nil }
-			return &Fence{v1: cg, groups: groupDirs(in, above)}
-		}
+		t.can[c] = t.probe(c)
+	}
+	return t
+}
+
+// probe tries a controller in a group that nobody else uses.
+func (t *Tree) probe(c Controller) error {
+	group := fmt.Sprintf("probe.%d", os.Getpid())
+	defer t.rmdir(c, group)
+	res := t.resources(c, Limits{Weight: Parts / 2, CapMilli: 500, MemoryBytes: 64 << 20, Threads: 100}, Limits{})
+	if err := t.h.apply(c, group, res); err != nil {
+		return fmt.Errorf("%w: controller %s: %w", ErrUnavailable, c, err)
 	}
 	return nil
 }
 
-// Add moves process pid, with all its threads, into the fence.
-func (f *Fence) Add(pid int) error {
-	if f == nil {
-		return nil
-	}
-	if f.v2 != nil {
-		return f.v2.AddProc(uint64(pid))
-	}
-	return f.v1.AddProc(uint64(pid))
-}
+// Can returns nil if what a controller bounds can be enforced here, or an error that says why not: ErrUnavailable.
+func (t *Tree) Can(c Controller) error { return t.can[c] }
 
-// Delete removes the fence, which must be empty.
-func (f *Fence) Delete() error {
-	if f == nil {
-		return nil
-	}
-	var err error
-	if f.v2 != nil {
-		err = f.v2.Delete()
-	} else {
-		err = f.v1.Delete()
-	}
-	for _, dir := range f.groups {
-		_ = os.Remove(dir) // refused while it has other members
-	}
-	return err
-}
-
-// Sweep removes the cgroups of a group that are empty: those of processes that ended while nobody watched.
-func Sweep(group string) {
-	var dirs []string
-	switch cgroups.Mode() {
-	case cgroups.Unified:
-		if base, err := delegated(); err == nil {
-			dirs = []string{path.Join(mount, base, group)}
-		}
-	case cgroups.Legacy, cgroups.Hybrid:
-		dirs = groupDirs(map[cgroup1.Name]bool{cgroup1.Cpu: true, cgroup1.Memory: true}, cgroup1.NestedPath(group))
-	}
-	for _, dir := range dirs {
-		members, err := os.ReadDir(dir)
-		if err != nil {
+// wants returns the controllers that a group needs: those that it is bounded by, and those that count and that its children may need.
+func (t *Tree) wants(group string, l Limits) []Controller {
+	var list []Controller
+	for _, c := range controllers {
+		if t.can[c] != nil {
 			continue
 		}
-		for _, m := range members {
-			if m.IsDir() {
-				_ = os.Remove(path.Join(dir, m.Name())) // refused while it holds a process
+		// Being in one takes a move, some 5 ms of the start: not without need.
+		switch c {
+		case Memory:
+			if l.MemoryBytes == 0 && !t.in[group][c] {
+				continue
+			}
+		case Threads:
+			if l.Threads == 0 && !t.in[group][c] {
+				continue
+			}
+		case Set:
+			if l.CPUs == "" && !t.in[group][c] {
+				continue
 			}
 		}
-		_ = os.Remove(dir)
+		list = append(list, c)
 	}
+	return list
+}
+
+// Apply makes the group at the path, with those above it, and has it enforce l. A group above must have been applied before. It writes only what
+// is different from what was applied last. It returns what could not be done, joined; the rest is done.
+func (t *Tree) Apply(group string, l Limits) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	old, known := t.have[group]
+	if known && old == l {
+		return nil
+	}
+	if t.in[group] == nil {
+		t.in[group] = map[Controller]bool{}
+	}
+	var errs []error
+	for _, c := range t.wants(group, l) {
+		if known && t.in[group][c] && !differs(c, old, l) {
+			continue
+		}
+		err := t.h.apply(c, group, t.resources(c, l, old))
+		if errors.Is(err, fs.ErrNotExist) {
+			err = t.h.apply(c, group, t.resources(c, l, old)) // what was above it has just been removed
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("controller %s: %w", c, err))
+			continue
+		}
+		t.in[group][c] = true
+	}
+	if len(errs) > 0 {
+		delete(t.have, group)
+		return fmt.Errorf("%w: %w", ErrUnavailable, errors.Join(errs...))
+	}
+	t.have[group] = l
+	return nil
+}
+
+// Group is a group and what it is to enforce.
+type Group struct {
+	Path string
+	Limits
+}
+
+// ApplyAll applies groups, each given after those above it. The kernel refuses a group more than the one above it has: so all are loosened first, from
+// above, and then tightened from below.
+func (t *Tree) ApplyAll(list []Group) error {
+	var errs []error
+	for _, g := range list {
+		t.mu.Lock()
+		old, known := t.have[g.Path]
+		t.mu.Unlock()
+		if known {
+			g.Limits = looser(old, g.Limits)
+		}
+		errs = append(errs, t.Apply(g.Path, g.Limits))
+	}
+	for _, g := range slices.Backward(list) {
+		errs = append(errs, t.Apply(g.Path, g.Limits))
+	}
+	return errors.Join(errs...)
+}
+
+// looser returns b, but where a is looser.
+func looser(a, b Limits) Limits {
+	if a.CapMilli == 0 || b.CapMilli == 0 {
+		b.CapMilli = 0
+	} else {
+		b.CapMilli = max(a.CapMilli, b.CapMilli)
+	}
+	switch {
+	case a.CPUs == b.CPUs:
+	case a.CPUs == "" || b.CPUs == "":
+		b.CPUs = ""
+	default:
+		b.CPUs = a.CPUs + "," + b.CPUs
+	}
+	return b
+}
+
+func differs(c Controller, a, b Limits) bool {
+	switch c {
+	case CPU:
+		return a.Weight != b.Weight || a.CapMilli != b.CapMilli
+	case Memory:
+		return a.MemoryBytes != b.MemoryBytes
+	case Threads:
+		return a.Threads != b.Threads
+	case Set:
+		return a.CPUs != b.CPUs
+	}
+	return false
+}
+
+// Periods of the CPU cap in microseconds. A domain that has used up its cap is silent until the period ends: short ones are better, but the
+// kernel takes no quota below 1 ms.
+const (
+	shortPeriodUs = 20_000
+	longPeriodUs  = 100_000
+	shortFrom     = 100 // thousandths of a core from which the short one is used
+)
+
+// What stands for no bound: more than there can be.
+const (
+	anyThreads = 4 << 20 // Linux's PID_MAX_LIMIT
+	anyMemory  = 1 << 62
+)
+
+// resources returns what a controller is to be told.
+func (t *Tree) resources(c Controller, l, old Limits) *specs.LinuxResources {
+	res := &specs.LinuxResources{}
+	switch c {
+	case CPU:
+		res.CPU = &specs.LinuxCPU{}
+		if l.Weight > 0 {
+			t.h.weigh(res.CPU, l.Weight)
+		}
+		if l.CapMilli > 0 || old.CapMilli > 0 || old == (Limits{}) {
+			quota, period := int64(-1), uint64(shortPeriodUs)
+			if l.CapMilli > 0 {
+				if l.CapMilli < shortFrom {
+					period = longPeriodUs
+				}
+				quota = max(l.CapMilli*int64(period)/1000, 1000)
+			}
+			res.CPU.Quota, res.CPU.Period = &quota, &period
+		}
+	case Memory:
+		limit := int64(anyMemory)
+		if l.MemoryBytes > 0 {
+			limit = int64(l.MemoryBytes)
+		}
+		res.Memory = &specs.LinuxMemory{Limit: &limit}
+	case Threads:
+		limit := int64(anyThreads)
+		if l.Threads > 0 {
+			limit = l.Threads
+		}
+		res.Pids = &specs.LinuxPids{Limit: &limit}
+	case Set:
+		res.CPU = &specs.LinuxCPU{Cpus: l.CPUs}
+	}
+	return res
+}
+
+// Add moves process pid, with all its threads, into a group that was applied.
+func (t *Tree) Add(group string, pid int) error {
+	t.mu.Lock()
+	var in []Controller
+	for _, c := range controllers {
+		if t.in[group][c] {
+			in = append(in, c)
+		}
+	}
+	t.mu.Unlock()
+	if len(in) == 0 {
+		return nil
+	}
+	return t.h.add(in, group, pid)
+}
+
+// Of returns the group that process pid is in, and false if it is in none of the tree's.
+func (t *Tree) Of(pid int) (string, bool) {
+	if t.h == nil {
+		return "", false
+	}
+	return t.h.found(pid, t.name)
+}
+
+// Remove removes a group, and those above it that are empty then. It is no error if there is none. One that holds a process stays, which is an
+// error.
+func (t *Tree) Remove(group string) error {
+	if t.h == nil {
+		return nil
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.have, group)
+	delete(t.in, group)
+	var errs []error
+	for _, c := range controllers {
+		if t.can[c] != nil {
+			continue
+		}
+		if err := os.Remove(t.h.dir(c, group)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// rmdir removes a group and the caller's own group above it if that is empty then.
+func (t *Tree) rmdir(c Controller, group string) {
+	_ = os.Remove(t.h.dir(c, group))
+	_ = os.Remove(t.h.dir(c, "")) // refused while it has other members
+}
+
+// Sweep removes every group that holds no process and for which keep returns false, and the caller's own if nothing is left.
+func (t *Tree) Sweep(keep func(group string) bool) {
+	if t.h == nil {
+		return
+	}
+	for _, g := range t.groups() {
+		if !keep(g) {
+			_ = t.Remove(g) // refused while it holds a process
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, c := range controllers {
+		if os.Remove(t.h.dir(c, "")) == nil {
+			delete(t.have, "")
+			delete(t.in[""], c)
+		}
+	}
+}
+
+// groups returns the paths of all groups that there are, children first.
+func (t *Tree) groups() []string {
+	seen := map[string]bool{}
+	var list []string
+	var walk func(top, rel string)
+	walk = func(top, rel string) {
+		entries, err := os.ReadDir(filepath.Join(top, rel))
+		if err != nil {
+			return
+		}
+		for _, e := range entries {
+			if e.IsDir() {
+				walk(top, path.Join(rel, e.Name()))
+			}
+		}
+		if rel != "" && !seen[rel] {
+			seen[rel] = true
+			list = append(list, rel)
+		}
+	}
+	for _, c := range controllers {
+		walk(t.h.dir(c, ""), "")
+	}
+	return list
+}
+
+// Groups returns the paths of all groups that there are, children first.
+func (t *Tree) Groups() []string {
+	if t.h == nil {
+		return nil
+	}
+	return t.groups()
+}
+
+// CPUUsage is what a group used of the processors.
+type CPUUsage struct {
+	UsedNs      uint64
+	ThrottledNs uint64 // during which its cap held it up
+}
+
+// Usage returns what a group and those below it have used since it was made.
+func (t *Tree) Usage(group string) (CPUUsage, error) {
+	if t.h == nil {
+		return CPUUsage{}, t.can[Usage]
+	}
+	return t.h.usage(group)
+}
+
+// below returns the part of a cgroup's path behind the caller's name.
+func below(p, name string) (string, bool) {
+	_, rest, ok := strings.Cut(p+"/", "/"+name+"/")
+	return strings.Trim(rest, "/"), ok
+}
+
+// base returns the part of a cgroup's path before the caller's name.
+func base(p, name string) string {
+	before, _, _ := strings.Cut(p+"/", "/"+name+"/")
+	if before == "" {
+		return "/"
+	}
+	return before
 }

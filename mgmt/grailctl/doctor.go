@@ -148,13 +148,20 @@ func checkNamespaces() check {
 
 func checkCgroups() check {
 	mode := map[cgroups.CGMode]string{cgroups.Legacy: "v1", cgroups.Hybrid: "v1 with v2 beside it", cgroups.Unified: "v2"}[cgroups.Mode()]
-	k := check{Name: "cgroups", Level: "ok", Detail: mode + ": CPU caps and memory fences work"}
-	f, err := fence.New("grail-doctor", strconv.Itoa(os.Getpid()), fence.Limits{CPU: 1, MemoryBytes: 1 << 30})
-	if err != nil {
-		k.Level, k.Detail, k.Fix = "weak", "--cpu is not enforced", err.Error()
-		return k
+	k := check{Name: "cgroups", Level: "ok", Detail: mode + ": tenants' processor shares, CPU caps, sets of processors and bounds of memory and threads work"}
+	f := fence.Open("grail-doctor-" + strconv.Itoa(os.Getpid()))
+	var missing, why []string
+	for _, c := range []struct {
+		fence.Controller
+		what string
+	}{{fence.CPU, "CPU guarantees and weights"}, {fence.Memory, "memory fences"}, {fence.Threads, "bounds of threads"}, {fence.Set, "--cpuset"}} {
+		if err := f.Can(c.Controller); err != nil {
+			missing, why = append(missing, c.what), append(why, err.Error())
+		}
 	}
-	_ = f.Delete()
+	if len(missing) > 0 {
+		k.Level, k.Detail, k.Fix = "weak", "not enforced: "+strings.Join(missing, ", "), why[0]
+	}
 	return k
 }
 

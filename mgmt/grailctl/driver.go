@@ -35,6 +35,8 @@ func (c *cli) driverCreateCommand() *cobra.Command {
 	var engine, memory string
 	var policy policyFlags
 	var console consoleFlags
+	var tenantName string
+	var share shareFlags
 	cmd := &cobra.Command{
 		Use: "create TYPE NAME [--disk ID=PATH[:ro]]... [--port PORT[=TENANT]]...", Short: "Make a driver VM and start it; the TYPE is blk, net or console",
 		Long: `A blk driver serves host files or block devices as disks. A net driver is a switch between the VMs plugged into its ports: each port has a
@@ -63,6 +65,10 @@ A console driver keeps what all VMs print. graild makes one by itself, con0, unl
 			if cfg.MemoryBytes, err = size.Parse(memory); err != nil {
 				return fmt.Errorf("--memory: %w", err)
 			}
+			if cfg.Share, err = share.share(); err != nil {
+				return err
+			}
+			cfg.Tenant = tenantName
 			if cfg.Console, err = console.config(cmd.Flags(), cfg.Type); err != nil {
 				return err
 			}
@@ -124,6 +130,9 @@ A console driver keeps what all VMs print. graild makes one by itself, con0, unl
 	fl.StringVar(&memory, "memory", "64M", "the driver VM's own memory")
 	policy.add(fl)
 	completePolicy(cmd)
+	fl.StringVar(&tenantName, "tenant", "", "the tenant out of whose part the driver's reservation is taken (default: the host's)")
+	share.addDriver(cmd)
+	_ = cmd.RegisterFlagCompletionFunc("tenant", completeTenants)
 	console.add(fl)
 	return cmd
 }

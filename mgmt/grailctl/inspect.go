@@ -98,6 +98,8 @@ func (c *cli) showVM(v api.VM) {
 	if v.CPU > 0 {
 		field(w, "cpu cap", capOf(v.CPU))
 	}
+	field(w, "tenant", v.Tenant)
+	field(w, "cpu share", cpuShareOf(v.Share.CPU))
 	field(w, "disks", disksOf(v.Disks))
 	field(w, "ports", portsOf(v.Nets))
 	for _, p := range v.Publish {

@@ -27,6 +27,8 @@ type vmFlags struct {
 	cpu                                                              float64
 	disks, nets, env, publish                                        []string
 	boot                                                             time.Duration
+	tenant                                                           string
+	share                                                            shareFlags
 }
 
 func (f *vmFlags) add(cmd *cobra.Command) {
@@ -46,6 +48,10 @@ func (f *vmFlags) add(cmd *cobra.Command) {
 	fl.StringVar(&f.files, "files", "", "directory whose content becomes the guest's read-only file system")
 	fl.StringVarP(&f.dir, "workdir", "w", "", "directory of the guest's file system in which the program starts (default: /)")
 	fl.StringArrayVarP(&f.env, "env", "e", nil, "set a variable in the guest: NAME=value, or NAME to pass on its value here (repeatable)")
+	fl.StringVar(&f.tenant, "tenant", "", "the tenant that the VM belongs to, such as acme or acme/web (default: none but the host)")
+	f.share.addVM(cmd)
+	f.share.addRealTime(cmd)
+	_ = cmd.RegisterFlagCompletionFunc("tenant", completeTenants)
 	completeDevices(cmd)
 	completeImages(cmd)
 	// What follows the program is the program's.
@@ -62,7 +68,11 @@ func (f *vmFlags) program(cmd *cobra.Command, args []string) error {
 
 // config makes a VM's configuration from flags and arguments, and opens the program.
 func (f *vmFlags) config(args []string) (api.VMConfig, *os.File, error) {
-	cfg := api.VMConfig{Name: f.name, Personality: f.personality, Engine: hv.Engine(f.engine), CPU: f.cpu}
+	cfg := api.VMConfig{Name: f.name, Personality: f.personality, Engine: hv.Engine(f.engine), CPU: f.cpu, Tenant: f.tenant}
+	var err error
+	if cfg.Share, err = f.share.share(); err != nil {
+		return cfg, nil, err
+	}
 	if len(args) > 0 {
 		cfg.Program, cfg.Args = args[0], args[1:]
 	}
@@ -109,7 +119,6 @@ func (f *vmFlags) config(args []string) (api.VMConfig, *os.File, error) {
 	if cfg.Name == "" {
 		cfg.Name = madeUpName(cfg.Personality)
 	}
-	var err error
 	if cfg.MemoryBytes, err = size.Parse(f.memory); err != nil {
 		return cfg, nil, fmt.Errorf("--memory: %w", err)
 	}

@@ -20,6 +20,7 @@ var (
 	vmBucket     = []byte("vms")
 	driverBucket = []byte("drivers")
 	crashBucket  = []byte("crashes")
+	tenantBucket = []byte("tenants")
 
 	keyID   = []byte("id")
 	keyNext = []byte("next")
@@ -78,7 +79,7 @@ func Open(path string, onError func(error)) (*Store, error) {
 }
 
 func (s *Store) init(tx *bolt.Tx) error {
-	for _, b := range [][]byte{metaBucket, vmBucket, driverBucket, crashBucket} {
+	for _, b := range [][]byte{metaBucket, vmBucket, driverBucket, crashBucket, tenantBucket} {
 		if _, err := tx.CreateBucketIfNotExists(b); err != nil {
 			return err
 		}

@@ -1,0 +1,140 @@
+package tenant
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+// due returns what is due to each node, by its name.
+func due(tree *Tree) map[string]Milli {
+	m := map[string]Milli{}
+	for _, e := range tree.Entitlements() {
+		m[e.Key.Name] = e.Milli
+	}
+	return m
+}
+
+func TestDue(t *testing.T) {
+	live := func(tree *Tree, names ...string) {
+		for _, n := range names {
+			tree.SetLive(Key{VM, n}, true)
+		}
+	}
+	tree := host(t)
+	add(t, tree, "", Tenant, "a", Share{CPU: CPU{Guarantee: 500, Weight: 300}})
+	add(t, tree, "", Tenant, "b", Share{CPU: CPU{Guarantee: 300}})
+	add(t, tree, "a", VM, "a1", Share{})
+	add(t, tree, "b", VM, "b1", Share{CPU: CPU{Guarantee: 200}})
+	add(t, tree, "b", VM, "b2", Share{CPU: CPU{Cap: 250}})
+
+	// Nothing runs: everybody has what is guaranteed.
+	if got := due(tree); got["a"] != 500 || got["b"] != 300 || got["b1"] != 200 {
+		t.Errorf("nothing runs: %v", got)
+	}
+	// a and b: 2000-500-300 to divide by 3:1.
+	live(tree, "a1", "b1")
+	if got := due(tree); got["a"] != 1400 || got["b"] != 600 || got["a1"] != 1400 || got["b1"] != 600 {
+		t.Errorf("both: %v", got)
+	}
+	// In b, b2 stops at its cap, and b1 has the rest.
+	live(tree, "b2")
+	if got := due(tree); got["b1"] != 400 || got["b2"] != 200 {
+		t.Errorf("three VMs: %v", got)
+	}
+	if err := tree.Set(Key{Tenant, "a"}, Share{CPU: CPU{Guarantee: 500, Cap: 500}}); err != nil {
+		t.Fatal(err)
+	}
+	if got := due(tree); got["a"] != 500 || got["b"] != 1500 || got["b1"] != 1250 || got["b2"] != 250 {
+		t.Errorf("a capped: %v", got)
+	}
+	for _, e := range tree.Entitlements() {
+		if e.Key.Name == "a1" && e.Cap != 500 {
+			t.Errorf("the cap of a's VM is %v, want its parent's", e.Cap)
+		}
+	}
+}
+
+func TestSetNarrows(t *testing.T) {
+	tree := host(t)
+	add(t, tree, "", Tenant, "a", Share{CPU: CPU{Set: "0-1"}})
+	add(t, tree, "a", VM, "v", Share{CPU: CPU{Set: "1-2"}})
+	add(t, tree, "a", VM, "w", Share{CPU: CPU{Set: "3"}})
+	add(t, tree, "a", VM, "x", Share{})
+	want := map[string]string{"a": "0-1", "v": "1", "w": "0-1", "x": "0-1"}
+	for _, e := range tree.Entitlements() {
+		if FormatSet(e.Set) != want[e.Key.Name] {
+			t.Errorf("%s runs on %v, want %s", e.Key.Name, e.Set, want[e.Key.Name])
+		}
+	}
+}
+
+// Of whatever tree: nobody who runs gets less than its guarantee or more than its cap, children get no more than their parent has, and nothing is
+// left over while somebody below its cap runs, but for rounding.
+func TestDueAlwaysAddsUp(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		tree, err := New(cores(4000), cores(100))
+		if err != nil {
+			rt.Fatal(err)
+		}
+		paths := []Path{Root}
+		for i := range rapid.IntRange(1, 25).Draw(rt, "nodes") {
+			parent := rapid.SampledFrom(paths).Draw(rt, "parent")
+			s := Share{CPU: CPU{Guarantee: Milli(rapid.IntRange(0, 1500).Draw(rt, "guarantee")), Weight: rapid.Int64Range(0, 1000).Draw(rt, "weight")}}
+			if rapid.Bool().Draw(rt, "capped") {
+				s.CPU.Cap = max(s.CPU.Guarantee, MinCap) + Milli(rapid.IntRange(0, 800).Draw(rt, "cap"))
+			}
+			key := Key{VM, fmt.Sprint("v", i)}
+			if rapid.Bool().Draw(rt, "tenant") && len(paths) < 9 {
+				p := Path(fmt.Sprint("t", i))
+				if parent != Root {
+					p = parent + "/" + p
+				}
+				key = Key{Tenant, string(p)}
+			}
+			if tree.Add(parent, key, s) != nil {
+				continue // there was no room
+			}
+			if key.Kind == Tenant {
+				paths = append(paths, Path(key.Name))
+			} else {
+				tree.SetLive(key, rapid.Bool().Draw(rt, "live"))
+			}
+		}
+		list := tree.Entitlements()
+		has := map[Key]Milli{HostKey: 4000}
+		for _, e := range list {
+			has[e.Key] = e.Milli
+			s, _ := tree.Share(e.Key)
+			if e.Milli < s.CPU.Guarantee {
+				rt.Fatalf("%v gets %v of %v guaranteed", e.Key, e.Milli, s.CPU.Guarantee)
+			}
+			if s.CPU.Cap > 0 && e.Milli > s.CPU.Cap {
+				rt.Fatalf("%v gets %v above its cap %v", e.Key, e.Milli, s.CPU.Cap)
+			}
+		}
+		for parent, total := range has {
+			var sum Milli
+			hungry, n := false, 0
+			for _, e := range list {
+				if e.Parent == parent && e.Live {
+					s, _ := tree.Share(e.Key)
+					sum += e.Milli
+					n++
+					hungry = hungry || s.CPU.Cap == 0 || e.Milli < s.CPU.Cap-Milli(n)
+				}
+			}
+			if sum > total {
+				rt.Fatalf("below %v: %v of %v given away", parent, sum, total)
+			}
+			if hungry && total-sum > Milli(n*n) {
+				rt.Fatalf("below %v: only %v of %v given away", parent, sum, total)
+			}
+		}
+		if !slices.ContainsFunc(list, func(e Entitled) bool { return e.Key.Kind == Own }) {
+			rt.Fatal("the host's own needs are missing")
+		}
+	})
+}
