@@ -15,7 +15,8 @@ type Host struct {
 	Caps    []abi.Cap
 	Channel *guest.Channel
 	Status  *guest.Status
-	Fail    bool // it is to stand in for the driver; see abi.ArgFail
+	Fail    bool   // it is to stand in for the driver; see abi.ArgFail
+	State   []byte // what the driver's instances pass on, see hv/state; nil: nothing. Not to be touched before the host gives it a client
 
 	requests, bytes uint64 // as last written to the status page
 
@@ -58,8 +59,10 @@ func openHost(name string) (h *Host, err error) {
 	if h.Channel, err = guest.OpenChannel(); err != nil {
 		return nil, err
 	}
-	h.Status, err = guest.OpenStatus()
-	return h, err
+	if h.Status, err = guest.OpenStatus(); err != nil {
+		return nil, err
+	}
+	return h, h.mapState()
 }
 
 // Say prints one line on the driver's console.

@@ -23,6 +23,7 @@ const (
 	CapLog             // an in-flight log, to be mapped
 	CapNet             // a client's grant for one network port, to be mapped: see hv/guest.NetGrant
 	CapPacket          // a packet device, a tap or a socket: one read or write is one packet, and none blocks
+	CapState           // memory in which a driver keeps what its successor is to know, to be mapped: see hv/state
 )
 
 // Rights of a capability.

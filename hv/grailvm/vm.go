@@ -86,7 +86,7 @@ func (v *vm) install(specs []hv.CapSpec) ([]vfs.Installed, error) {
 	}
 	for i, c := range specs {
 		switch c.Kind {
-		case abi.CapStatus, abi.CapDisk, abi.CapNet, abi.CapGrant, abi.CapLog:
+		case abi.CapStatus, abi.CapDisk, abi.CapNet, abi.CapGrant, abi.CapLog, abi.CapState:
 			fd, err := unix.FcntlInt(uintptr(c.FD), unix.F_DUPFD_CLOEXEC, 0)
 			if err != nil {
 				return nil, err

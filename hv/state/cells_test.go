@@ -5,7 +5,7 @@ import "testing"
 type pair struct{ a, b uint64 }
 
 func TestCells(t *testing.T) {
-	w := words(make([]byte, 12*8)) // four cells
+	w := words(make([]byte, 13*8)) // four cells
 	c := NewCells[pair](w)
 	all := func(uint64) bool { return true }
 	for k := uint64(1); k <= 4; k++ {
@@ -34,9 +34,14 @@ func TestCells(t *testing.T) {
 		t.Error("key 0")
 	}
 	// A key that stands there twice is one cell.
-	w[0], w[3] = 77, 77
+	w[1], w[4] = 77, 77
 	c = NewCells[pair](w)
 	if len(c.at) != 3 || len(c.free) != 1 {
+		t.Errorf("%v, %v free", c.at, c.free)
+	}
+	// More cells than there is room for.
+	w[0] = 1 << 60
+	if c = NewCells[pair](w); len(c.at)+len(c.free) != 4 || w[0] != 4 {
 		t.Errorf("%v, %v free", c.at, c.free)
 	}
 	if p := NewCells[pair](nil).Of(1, all); *p != (pair{}) {

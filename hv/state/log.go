@@ -38,8 +38,9 @@ func Open(mem []byte, version uint32, replay func(kind uint16, data []byte)) (l 
 	l = &Log{mem: mem, version: version, present: partSecond, store: func(dst, src []byte) { copy(dst, src) }}
 	c, at, ok := newest(mem)
 	if !ok || c.version != version {
-		clear(mem)
-		t.Foreign = ok
+		empty(mem)
+		// Whoever compares regions is to find the new state newer than the one that was dropped.
+		l.generation, l.sequence, t.Foreign = c.generation, c.sequence, ok
 		return l, t, nil
 	}
 	t.Items = c.each(replay)
@@ -47,6 +48,18 @@ func Open(mem []byte, version uint32, replay func(kind uint16, data []byte)) (l 
 	// The other checkpoint may have been a newer one, and its records be in the journal: its number is not used again.
 	l.generation, l.sequence, l.present = c.generation+1, c.sequence+uint64(t.Records), at
 	return l, t, nil
+}
+
+// empty clears a region. One that was never written to is not touched more than it takes to see that: each page would be a fault.
+func empty(mem []byte) {
+	for i := range parts {
+		for _, b := range part(mem, i)[:checkpointHeader] {
+			if b != 0 {
+				clear(mem)
+				return
+			}
+		}
+	}
 }
 
 // Start writes the first checkpoint, after which the Log can be appended to. snapshot is called now and whenever the journal is full: it puts all

@@ -15,6 +15,7 @@ type driver struct {
 	server *serve.Server
 	host   *program.Host
 	maps   map[uint64]*program.Mapping
+	state  []byte // of a predecessor, until it is taken over
 	// detached counts the attachments that have ended.
 	detached int
 }
@@ -84,6 +85,11 @@ func (d *driver) attach(id uint64, a *abi.Attach) error {
 	}
 	if d.maps[id] != nil {
 		return serve.ErrAttached
+	}
+	if d.state != nil {
+		taken, err := d.server.TakeOver(d.state)
+		d.state = nil
+		d.host.TookOver(taken, 0, err)
 	}
 	mp, c, err := mapClient(id, a)
 	if err != nil {

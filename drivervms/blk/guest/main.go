@@ -29,7 +29,7 @@ func run(h *program.Host) error {
 	}
 	d := &driver{
 		server: serve.New(newDevice(disks), disks, ring.PollerConfig{Poll: guest.WaitAlone}),
-		host:   h, maps: map[uint64]*program.Mapping{},
+		host:   h, maps: map[uint64]*program.Mapping{}, state: h.State,
 	}
 	d.server.Refuse = h.Fail
 	d.server.Watch(h.Channel.FD())

@@ -34,7 +34,7 @@ type client struct {
 	name   string
 	limits limits
 	queues []*queue
-	count  Counters
+	count  *Counters
 	dead   bool
 }
 
@@ -64,7 +64,7 @@ func (s *Server) Attach(c Client) error {
 	if len(c.Queues) == 0 || len(c.Queues) > MaxQueues {
 		return fmt.Errorf("%d queues, the limit is %d", len(c.Queues), MaxQueues)
 	}
-	cl := &client{id: c.ID, name: c.Name, limits: limits{
+	cl := &client{id: c.ID, name: c.Name, count: s.countersOf(c.ID), limits: limits{
 		sectors: d.Size / virtioblk.SectorSize, readOnly: d.ReadOnly || c.ReadOnly, fd: d.FD, refuse: s.Refuse,
 		durable: c.Features&virtioblk.FeatureFlush == 0,
 	}}

@@ -2,7 +2,7 @@ package serve
 
 import "github.com/grailos/grail/ring/virtioblk"
 
-// Counters counts what one attachment had done, failed requests included.
+// Counters counts what one attachment had done, failed requests included. It holds nothing but words; see TakeOver.
 type Counters struct {
 	Reads, ReadBytes   uint64
 	Writes, WriteBytes uint64
@@ -42,5 +42,5 @@ func (s *Server) Counters(id uint64) (Counters, bool) {
 	if c == nil {
 		return Counters{}, false
 	}
-	return c.count, true
+	return *c.count, true
 }

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/grailos/grail/hv/abi"
+	"github.com/grailos/grail/hv/state"
 	"github.com/grailos/grail/ring"
 	"github.com/grailos/grail/ring/virtioblk"
 )
@@ -31,12 +32,13 @@ type Server struct {
 	// Step, when not nil, is called between the steps of a round; tests crash there.
 	Step func(Step)
 
-	dev     Device
-	disks   map[string]Disk
-	clients map[uint64]*client
-	queues  []*queue // of all clients that are served
-	next    int      // queue that the next round starts with
-	poller  *ring.Poller
+	dev      Device
+	disks    map[string]Disk
+	clients  map[uint64]*client
+	queues   []*queue // of all clients that are served
+	counters *state.Cells[Counters]
+	next     int // queue that the next round starts with
+	poller   *ring.Poller
 
 	works   []work
 	ops     []Op
@@ -71,8 +73,9 @@ const (
 func New(dev Device, disks []Disk, poll ring.PollerConfig) *Server {
 	s := &Server{
 		dev: dev, disks: map[string]Disk{}, clients: map[uint64]*client{}, poller: ring.NewPoller(poll),
-		works: make([]work, abi.MaxDevBatch),
-		ops:   make([]Op, 0, abi.MaxDevBatch),
+		counters: state.NewCells[Counters](nil),
+		works:    make([]work, abi.MaxDevBatch),
+		ops:      make([]Op, 0, abi.MaxDevBatch),
 	}
 	for _, d := range disks {
 		s.disks[d.Name] = d

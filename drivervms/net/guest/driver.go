@@ -18,6 +18,7 @@ type driver struct {
 	maps   map[uint64]*program.Mapping
 	groups map[vswitch.MAC]*group
 	of     map[uint64]*group // by attachment
+	state  []byte            // of a predecessor, until it is taken over
 
 	events  uint64 // attachments that came and went, and messages: they leave memory behind
 	garbage uint64 // events and requests to services at the last collection
@@ -29,7 +30,7 @@ const collectEvery = 1024
 
 func newDriver(c vswitch.Config, h *program.Host) *driver {
 	d := &driver{
-		sw: vswitch.New(c), host: h,
+		sw: vswitch.New(c), host: h, state: h.State,
 		maps: map[uint64]*program.Mapping{}, groups: map[vswitch.MAC]*group{}, of: map[uint64]*group{},
 	}
 	d.sw.Watch(h.Channel.FD())
@@ -76,6 +77,7 @@ func (d *driver) handle(m abi.Message) error {
 	answer := abi.Message{Type: abi.MsgDone, ID: m.ID}
 	switch m.Type {
 	case abi.MsgAttach:
+		d.takeOver()
 		if err := d.attach(m); err != nil {
 			answer.Text = err.Error()
 		}
@@ -86,6 +88,7 @@ func (d *driver) handle(m abi.Message) error {
 			delete(d.maps, m.ID)
 		}
 	case abi.MsgNames:
+		d.takeOver()
 		answer.Type = abi.MsgNames
 		var n vswitch.Names
 		err := json.Unmarshal([]byte(m.Text), &n)
@@ -106,6 +109,16 @@ func (d *driver) handle(m abi.Message) error {
 		return nil
 	}
 	return d.host.Channel.Send(answer)
+}
+
+// takeOver goes on from what a predecessor has kept, once it is certain that there is none any more.
+func (d *driver) takeOver() {
+	if d.state == nil {
+		return
+	}
+	taken, refused, err := d.sw.TakeOver(d.state)
+	d.state = nil
+	d.host.TookOver(taken, refused, err)
 }
 
 func (d *driver) stats(id uint64) abi.Message {

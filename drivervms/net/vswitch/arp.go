@@ -71,8 +71,8 @@ func (o *outlet) arp(f *frame) (done bool, r Reason) {
 	if !ok || s.addrs[a.senderIP] != nil {
 		return true, DropSpoof
 	}
-	if _, known := o.router[a.senderIP]; a.senderIP != 0 && a.sender == f.src && (known || len(o.router) < maxRouters) {
-		o.router[a.senderIP] = a.sender
+	if a.senderIP != 0 && a.sender == f.src {
+		o.learnRouter(a.senderIP, a.sender)
 	}
 	p := s.addrs[a.targetIP]
 	if a.op != arpRequest || f.dst&multicast == 0 || p == nil {

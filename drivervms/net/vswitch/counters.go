@@ -36,16 +36,21 @@ func (r Reason) String() string {
 	return reasonNames[r]
 }
 
-// Counters counts what one port, or the uplink, did. Tx is what the client sent, Rx what it received.
+// Counters counts what one port, or the uplink, did. Tx is what the client sent, Rx what it received. It holds nothing but words, since
+// it lives in a region that survives the switch; see state.go.
 type Counters struct {
 	TxPackets, TxBytes uint64 // taken from the client, dropped ones included
 	RxPackets, RxBytes uint64 // delivered to the client
+	Flooded            uint64 // copies for ports and the uplink of what was sent to one address of which nobody knew where it is
 	Drops              [numReasons]uint64
 }
 
 // Map returns the counters by name; zero drops are left out.
 func (c *Counters) Map() map[string]uint64 {
 	m := map[string]uint64{"txPackets": c.TxPackets, "txBytes": c.TxBytes, "rxPackets": c.RxPackets, "rxBytes": c.RxBytes}
+	if c.Flooded > 0 {
+		m["flooded"] = c.Flooded
+	}
 	for i, n := range c.Drops {
 		if n > 0 {
 			m["drop."+Reason(i).String()] = n

@@ -3,6 +3,7 @@ package vswitch
 import (
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"net/netip"
 	"strings"
 	"time"
@@ -72,7 +73,10 @@ func (s *Switch) SetNames(id uint16, names map[string]netip.Addr) error {
 		t = &tenant{}
 		s.tenants[id] = t
 	}
-	t.names = m
+	if t.names == nil || !maps.Equal(t.names, m) {
+		t.names = m
+		s.noteNames(id, t)
+	}
 	return nil
 }
 
@@ -214,7 +218,9 @@ func (s *Switch) passOn(p *port, from uint16, payload []byte) bool {
 	if mac == 0 {
 		return false
 	}
-	s.pending.add(query{p: p, id: binary.BigEndian.Uint16(payload), from: from, expiry: s.now + queryLimit})
+	q := query{p: p, id: binary.BigEndian.Uint16(payload), from: from, expiry: s.now + queryLimit}
+	s.pending.add(q)
+	s.noteQuery(&q)
 	d := datagramTo{dst: mac, src: p.mac, srcIP: p.ip, dstIP: up, srcPort: from, dstPort: 53}
 	s.up.inject(d.frame(s.scratch[:], payload))
 	return true

@@ -90,10 +90,13 @@ func (s *Switch) forged(p *port, f *frame) bool {
 	return o != nil && o != p || ip == p.gateway || ip == p.own
 }
 
-// unknown delivers a unicast frame whose destination no port has: to the uplink, and to those of the tenant's ports that
-// may have addresses which the switch does not know.
+// unknown delivers a unicast frame whose destination no port has: to the uplink, and unless it is known to be there, to those of the tenant's
+// ports that may have addresses which the switch does not know.
 func (s *Switch) unknown(p *port, pair int, f *frame) Reason {
 	r := s.toUplink(p, f)
+	if r != DropNowhere && (f.dst == p.cfg.GatewayMAC.key() || s.up.beyond.has(f.dst, s.now)) {
+		return r
+	}
 	for _, o := range p.tenant.ports {
 		if o == p || !o.cfg.Unpinned || o.dead {
 			continue
@@ -102,6 +105,7 @@ func (s *Switch) unknown(p *port, pair int, f *frame) Reason {
 			return DropFlood
 		}
 		s.copyTo(o, pair, f)
+		p.count.Flooded++
 		if r == DropNowhere {
 			r = Delivered
 		}

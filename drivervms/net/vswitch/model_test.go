@@ -2,6 +2,7 @@ package vswitch
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -50,8 +51,8 @@ func (m *modelSwitch) deliver(from int, dst, src MAC, ip bool, srcIP, dstIP neti
 	if dst[0]&1 == 0 {
 		o := owner(func(c PortConfig) bool { return c.MAC == dst && c.Tenant == p.Tenant })
 		if o < 0 {
-			if k, ok := m.learned[[2]uint64{uint64(p.Tenant), dst.key()}]; ok {
-				o = k
+			if k, ok := m.learned[[2]uint64{uint64(p.Tenant), dst.key()}]; ok && m.ports[k].MAC != (MAC{}) && m.ports[k].Tenant == p.Tenant {
+				o = k // unless that port has no client now
 			}
 		}
 		if o == from {
@@ -92,11 +93,6 @@ func TestModel(t *testing.T) {
 					s.Detach(uint64(i))
 					delete(vms, i)
 					delete(m.ports, i)
-					for k, o := range m.learned {
-						if o == i {
-							delete(m.learned, k)
-						}
-					}
 					continue
 				}
 				c := portAt(i, uint16(rng.IntN(2)))
@@ -105,6 +101,13 @@ func TestModel(t *testing.T) {
 				vms[i] = newVM(t, uint64(i), c, vmOptions{size: 8})
 				s.attach(vms[i])
 				m.ports[i] = c
+				// What was learned at the port before is known again, as far as that is still right.
+				for k, o := range m.learned {
+					configured := slices.ContainsFunc(slices.Collect(maps.Values(m.ports)), func(c PortConfig) bool { return c.MAC.key() == k[1] })
+					if o == i && k[0] == uint64(c.Tenant) && (!c.Unpinned || configured) {
+						delete(m.learned, k)
+					}
+				}
 				// A configured address takes the place of a learned one.
 				delete(m.learned, [2]uint64{uint64(c.Tenant), c.MAC.key()})
 				continue

@@ -49,7 +49,7 @@ type port struct {
 	tenant   *tenant
 	flood    bucket
 	service  bucket
-	count    Counters
+	count    *Counters
 	stalled  bool // a sender waited in vain for its buffers, and none was used since
 	dead     bool
 }
@@ -108,7 +108,9 @@ func (s *Switch) Attach(c Client) error {
 		return err
 	}
 	s.ports[p.id] = p
+	p.count = s.countersOf(p.key())
 	s.enter(p)
+	s.revive(p)
 	for i, q := range c.Queues {
 		if i%2 == 0 {
 			s.poller.Add(p.rx[i/2], q.Kick)
@@ -179,8 +181,13 @@ func (s *Switch) enter(p *port) {
 	s.table.add(p.mac, p)
 }
 
-// leave undoes enter.
-func (s *Switch) leave(p *port) {
+// leave undoes enter. What the port has learned is for its next client, unless this one broke the rules.
+func (s *Switch) leave(p *port, broken bool) {
+	if broken {
+		s.noteBack(p.key(), false)
+	} else {
+		s.shelve(p)
+	}
 	t := p.tenant
 	kept := make([]*port, 0, len(t.ports)) // a new slice: a frame may be on its way to the old one
 	for _, o := range t.ports {
@@ -218,7 +225,7 @@ func (s *Switch) Detach(id uint64) (lastAvail []uint16) {
 	}
 	if !p.dead {
 		p.dead = true
-		s.drop(p)
+		s.drop(p, false)
 	}
 	delete(s.ports, id)
 	return lastAvail
@@ -230,7 +237,7 @@ func (s *Switch) Counters(id uint64) (Counters, bool) {
 	if p == nil {
 		return Counters{}, false
 	}
-	return p.count, true
+	return *p.count, true
 }
 
 // kill stops serving p, whose ring broke a rule, until it is detached.
@@ -239,12 +246,12 @@ func (s *Switch) kill(p *port, why error) {
 		return
 	}
 	p.dead = true
-	s.drop(p)
+	s.drop(p, true)
 	s.Deaths = append(s.Deaths, Death{ID: p.id, Reason: fmt.Sprintf("%s: %v", p.cfg.Name, why)})
 }
 
 // drop takes p's queues out of the rounds, and p out of sight of the others.
-func (s *Switch) drop(p *port) {
+func (s *Switch) drop(p *port, broken bool) {
 	kept := make([]*txQueue, 0, len(s.tx)) // a new slice: a round may be going over the old one
 	for _, q := range s.tx {
 		if q.p != p {
@@ -257,5 +264,5 @@ func (s *Switch) drop(p *port) {
 		s.poller.Remove(p.tx[i])
 		s.poller.Remove(p.rx[i])
 	}
-	s.leave(p)
+	s.leave(p, broken)
 }

@@ -20,6 +20,7 @@ type Config struct {
 	Poll   ring.PollerConfig // bounds of the switch's one worker
 	Refuse bool              // drop every frame
 	Clock  func() int64      // monotonic, ns; nil: the system's
+	Wall   func() int64      // Unix time, ns, for what outlives the switch; nil: the system's
 }
 
 // Switch joins any number of ports and an uplink. It belongs to one goroutine.
@@ -52,7 +53,10 @@ type Switch struct {
 	refuse bool
 	poller *ring.Poller
 	clock  func() int64
+	wall   func() int64
 	now    int64 // ns, at the start of the round
+
+	memory memory
 
 	// Of the frame at hand.
 	head    [headBytes]byte
@@ -84,11 +88,15 @@ func New(c Config) *Switch {
 	s := &Switch{
 		ports: map[uint64]*port{}, tenants: map[uint16]*tenant{}, macs: map[uint64]*port{}, addrs: map[uint32]*port{},
 		addrs6: map[[16]byte]*port{},
-		table:  table{m: map[uint64]*entry{}}, clock: c.Clock, refuse: c.Refuse,
+		table:  table{m: map[uint64]*entry{}}, clock: c.Clock, wall: c.Wall, refuse: c.Refuse,
+		memory: newMemory(),
 	}
 	if s.clock == nil {
 		start := time.Now()
 		s.clock = func() int64 { return int64(time.Since(start)) }
+	}
+	if s.wall == nil {
+		s.wall = func() int64 { return time.Now().UnixNano() }
 	}
 	s.now = s.clock()
 	if c.Uplink != nil {

@@ -14,6 +14,7 @@ type entry struct {
 	p      *port
 	static bool  // configured: never aged, never taken away
 	seen   int64 // ns
+	noted  int64 // ns; as the journal has it
 }
 
 // table maps addresses of all tenants to ports.
@@ -57,11 +58,15 @@ func (t *table) learn(mac uint64, p *port, now int64) bool {
 		if p.learned >= maxLearned && !t.evict(p) {
 			return true
 		}
-		t.m[k] = &entry{p: p, seen: now}
+		e = &entry{p: p, seen: now}
+		t.m[k] = e
 		p.learned++
 		t.gen++
+		p.sw.noteLearned(mac, e)
 	case e.p == p:
-		e.seen = now
+		if e.seen = now; !e.static && now-e.noted >= noteStep {
+			p.sw.noteLearned(mac, e)
+		}
 	case e.static:
 		return false
 	case p.learned < maxLearned:
@@ -69,8 +74,16 @@ func (t *table) learn(mac uint64, p *port, now int64) bool {
 		p.learned++
 		e.p, e.seen = p, now
 		t.gen++
+		p.sw.noteLearned(mac, e)
 	}
 	return true
+}
+
+// restore enters an address that was learned before p had its present client. Precondition: nothing is known of it.
+func (t *table) restore(mac uint64, p *port, seen int64) {
+	t.m[tableKey(mac, p.cfg.Tenant)] = &entry{p: p, seen: seen, noted: seen}
+	p.learned++
+	t.gen++
 }
 
 // evict removes an aged address of p, if there is one.

@@ -48,9 +48,10 @@ type outlet struct {
 	sw     *Switch
 	up     Uplink
 	offl   uint64
-	count  Counters // Tx is what came from the uplink, Rx what went there
+	count  *Counters // Tx is what came from the uplink, Rx what went there
 	flood  bucket
 	router map[uint32]uint64 // MAC addresses of gateways, from their ARP frames
+	beyond stations
 
 	out   []Packet
 	heads [][virtionet.HeaderBytes + headBytes]byte
@@ -80,7 +81,7 @@ const (
 func newOutlet(s *Switch, up Uplink) *outlet {
 	o := &outlet{
 		sw: s, up: up, offl: up.Offloads() & Offloads, flood: newBucket(uplinkFloodRate, uplinkFloodBurst, s.now),
-		router: map[uint32]uint64{}, out: make([]Packet, UplinkBatch),
+		router: map[uint32]uint64{}, beyond: stations{m: map[uint64]*station{}}, count: &Counters{}, out: make([]Packet, UplinkBatch),
 		heads: make([][virtionet.HeaderBytes + headBytes]byte, UplinkBatch),
 		bufs:  make([][]byte, UplinkBatch), lens: make([]int, UplinkBatch), batch: firstBatch, lastSome: -lately,
 	}
@@ -276,6 +277,7 @@ func (o *outlet) deliver(b []byte) Reason {
 			return r
 		}
 	}
+	o.learn(f.src)
 	if f.dst&multicast == 0 {
 		if p := s.macs[f.dst]; p != nil {
 			if p.cfg.NoUplink {
@@ -304,5 +306,5 @@ func (s *Switch) UplinkCounters() Counters {
 	if s.up == nil {
 		return Counters{}
 	}
-	return s.up.count
+	return *s.up.count
 }
