@@ -196,24 +196,25 @@ type DriverConfig struct {
 // Driver is a driver VM as graild sees it.
 type Driver struct {
 	DriverConfig
-	State        State      `json:"state"`
-	Message      string     `json:"message,omitempty"`      // why it is not ready
-	Generation   int        `json:"generation"`             // counts instances that were to serve
-	Spare        bool       `json:"spare"`                  // the next instance is there already
-	SparesUp     int        `json:"sparesUp"`               // how many of them
-	SpareCrashes int        `json:"spareCrashes,omitempty"` // spares that died; not counted in Crashes
-	Failing      bool       `json:"failing,omitempty"`      // its clients get I/O errors until it serves again
-	EngineUsed   hv.Engine  `json:"engineUsed,omitempty"`
-	PID          int        `json:"pid,omitempty"`
-	Created      time.Time  `json:"created"`
-	Started      time.Time  `json:"started,omitzero"` // of the present instance
-	Clients      []Binding  `json:"clients"`
-	Crashes      int        `json:"crashes"`
-	NAT          *NAT       `json:"nat,omitempty"` // of the uplink
-	Status       *hv.Status `json:"status,omitempty"`
-	Notes        []string   `json:"notes,omitempty"`
-	Logs         []string   `json:"logs"`
-	Program      string     `json:"program,omitempty"` // SHA-256 of the program that it was upgraded to; empty: the installed one
+	State        State        `json:"state"`
+	Message      string       `json:"message,omitempty"`      // why it is not ready
+	Generation   int          `json:"generation"`             // counts instances that were to serve
+	Spare        bool         `json:"spare"`                  // the next instance is there already
+	SparesUp     int          `json:"sparesUp"`               // how many of them
+	SpareCrashes int          `json:"spareCrashes,omitempty"` // spares that died; not counted in Crashes
+	Failing      bool         `json:"failing,omitempty"`      // its clients get I/O errors until it serves again
+	EngineUsed   hv.Engine    `json:"engineUsed,omitempty"`
+	PID          int          `json:"pid,omitempty"`
+	Created      time.Time    `json:"created"`
+	Started      time.Time    `json:"started,omitzero"` // of the present instance
+	Clients      []Binding    `json:"clients"`
+	Crashes      int          `json:"crashes"`
+	NAT          *NAT         `json:"nat,omitempty"`  // of the uplink
+	Kept         *DriverState `json:"kept,omitempty"` // for the next instance, as of the last look
+	Status       *hv.Status   `json:"status,omitempty"`
+	Notes        []string     `json:"notes,omitempty"`
+	Logs         []string     `json:"logs"`
+	Program      string       `json:"program,omitempty"` // SHA-256 of the program that it was upgraded to; empty: the installed one
 }
 
 // UpgradeDriver is the body of POST drivers/{name}/upgrade. The ticket stands for the program.
@@ -247,7 +248,7 @@ type DriverStats struct {
 	Name       string            `json:"name"`
 	Type       string            `json:"type"`
 	Generation int               `json:"generation"` // the instance
-	Started    time.Time         `json:"started"`    // when it began to count
+	Started    time.Time         `json:"started"`    // of the instance; the clients' counters go on from one to the next
 	Time       time.Time         `json:"time"`       // of the counters
 	Requests   uint64            `json:"requests"`   // or frames, of all clients since Started
 	Bytes      uint64            `json:"bytes"`
@@ -255,7 +256,7 @@ type DriverStats struct {
 	Uplink     map[string]uint64 `json:"uplink,omitempty"` // of a net driver, as a port's
 }
 
-// ClientStats is what one client of a driver did since it was attached to the present instance. A disk has the counters reads, readBytes, writes, writeBytes,
+// ClientStats is what one client of a block driver did since it was attached, or what was done at one port of a net driver since that was made. A disk has the counters reads, readBytes, writes, writeBytes,
 // flushes, discards and errors. A port has txPackets, txBytes (taken from the client), rxPackets, rxBytes (delivered to it) and drop.REASON for
 // each reason for which frames were dropped; the reasons are vswitch.Reason's.
 type ClientStats struct {
@@ -299,10 +300,11 @@ type Crash struct {
 	Attached time.Time `json:"attached,omitzero"`
 	First    time.Time `json:"first,omitzero"` // first request completed by the next instance
 	// RecoverMs is First, or Attached when no request was waiting, minus Crashed.
-	RecoverMs float64    `json:"recoverMs,omitempty"`
-	Rings     []Ring     `json:"rings,omitempty"` // of its clients, when it had stopped
-	Report    *hv.Report `json:"report,omitempty"`
-	Trace     *Trace     `json:"trace,omitempty"`
+	RecoverMs float64      `json:"recoverMs,omitempty"`
+	State     *DriverState `json:"state,omitempty"` // that the next instance was given
+	Rings     []Ring       `json:"rings,omitempty"` // of its clients, when it had stopped
+	Report    *hv.Report   `json:"report,omitempty"`
+	Trace     *Trace       `json:"trace,omitempty"`
 }
 
 // Ring is the state of a client's queue.

@@ -339,7 +339,7 @@ func (dr *driver) adopt(p *running, newest int) (*driverInstance, *recovery) {
 	dr.rec.Launch = max(dr.rec.Launch, newest)
 	if i := d.instanceOf(p, dr.rec.Engine, dr.rec.Started); i != nil {
 		inst := newDriverInstance(dr.rec.Runs)
-		inst.instance = i
+		inst.instance, inst.adopted = i, true
 		kept, err := i.kept()
 		if err != nil {
 			d.log.Error("adopt: descriptors are lost", "driver", dr.name(), "error", err)
@@ -417,6 +417,8 @@ func (dr *driver) keep(inst *driverInstance, c *client) {
 	}
 	if c.att.Driver == "" && c.att.Disk == keepStatus {
 		inst.status, inst.hostStatus = take(0), take(1)
+	} else if c.att.Driver == "" && c.att.Disk == keepState {
+		inst.state = take(0)
 	} else if c.att.Driver == "" && c.att.Disk == keepUplink {
 		dr.adoptUplink(take(0), take(1))
 	} else if id, ok := strings.CutPrefix(c.att.Disk, keepBacking); ok && c.att.Driver == "" {

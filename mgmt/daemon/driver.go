@@ -43,6 +43,7 @@ type driver struct {
 	published map[string]*published // by ID
 	planned   bool                  // the present instance is being replaced on request
 	backoff   reincarnation.Backoff
+	kept      stateCopy     // what its instances pass on
 	tuned     chan struct{} // closed and replaced when the policy has changed
 
 	down      bool            // no instance is there that could touch the clients
@@ -319,6 +320,7 @@ func (dr *driver) view() api.Driver {
 		v.PID = inst.proc.PID
 	}
 	clients := dr.clientList()
+	v.Kept = dr.keptView()
 	v.NAT = dr.natView()
 	v.Disks = slices.Clone(v.Disks)
 	for i := range v.Disks {

@@ -25,6 +25,8 @@ type driverInstance struct {
 	*instance
 	status     *os.File // abi.StatusSize bytes, written by the guest
 	hostStatus *os.File // see hv.Spec.HostStatus
+	state      *os.File // what the driver passes on to the next instance, or nil
+	adopted    bool     // a predecessor of this graild started it
 	program    string   // digest; see programPath
 	hung       chan struct{}
 	hungSince  atomic.Int64 // Unix nanoseconds of the last sign of life, set before hung is closed
@@ -80,6 +82,9 @@ func (d *Daemon) launchDriver(dr *driver, generation int, digest string) (_ *dri
 	l.Spec.Env = driverEnv(cfg.Type)
 	l.Spec.MemoryBytes = cfg.MemoryBytes
 	if err := inst.addPages(l); err != nil {
+		return nil, err
+	}
+	if err = inst.newState(l, cfg.Type); err != nil {
 		return nil, err
 	}
 	for _, b := range dr.backings {
@@ -140,7 +145,7 @@ func (i *driverInstance) addPages(l *hv.Launch) (err error) {
 const hostStatusBytes = 4096
 
 func (i *driverInstance) closePages() {
-	for _, f := range []*os.File{i.status, i.hostStatus} {
+	for _, f := range []*os.File{i.status, i.hostStatus, i.state} {
 		if f != nil {
 			f.Close()
 		}

@@ -32,6 +32,7 @@ func (dr *driver) monitor(inst *driverInstance, rec *recovery) (stop func()) {
 	}
 	wg.Go(func() { dr.watchBeat(inst, quit) })
 	wg.Go(func() { dr.watchProgress(inst, quit) })
+	wg.Go(func() { dr.watchState(inst, quit) })
 	return func() {
 		close(quit)
 		wg.Wait()

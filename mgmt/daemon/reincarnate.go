@@ -164,6 +164,10 @@ func (dr *driver) serve(inst *driverInstance, rec *recovery) (*ending, error) {
 			inst.end()
 			inst.close()
 		}
+		dr.lookAtState(inst)
+		if leave {
+			dr.saveState()
+		}
 		inst.closePages()
 	}()
 	up := make(chan error, 1)
@@ -263,6 +267,13 @@ func (dr *driver) bringUp(inst *driverInstance, rec *recovery) error {
 		rec.crash.Ready = time.Now()
 	}
 	dr.relieve()
+	var state *api.DriverState
+	if !inst.adopted || len(st.Attached) == 0 && inst.stateless() {
+		state = dr.giveState(inst)
+	}
+	if rec != nil {
+		rec.crash.State = state
+	}
 	dr.keepServed(inst, st.Attached)
 	tried := map[*client]bool{}
 	for {
@@ -329,6 +340,7 @@ func (dr *driver) died(inst *driverInstance, e *ending) (*recovery, time.Duratio
 	dr.mu.Lock()
 	planned, inj := dr.planned, dr.injected
 	dr.planned, dr.injected = false, injection{}
+	dr.stateDied(e.crashed.Sub(inst.launched), planned || inj.how != "")
 	for _, c := range dr.clients {
 		c.mu.Lock()
 		if c.on == inst {

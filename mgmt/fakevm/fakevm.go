@@ -19,12 +19,14 @@ import (
 
 	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/hv/abi"
+	"github.com/grailos/grail/hv/state"
 )
 
 // Main runs a grailvm without an engine; it does not return. A program is one line of text, or, when it is an ELF file,
 // its arguments are. Personalities understand: "exit N", "cat", "say WORDS", "wait", "ignore", "io N" (N requests,
 // one after the other), "shy N" (the same without ringing the driver), "lie" (breaks the rules of its ring) and
-// "memory". Drivers serve rings by copying the available index to the used index; "broken" ones end at once.
+// "memory". Drivers serve rings by copying the available index to the used index, and note that in their state region; "broken" ones end at once,
+// and "superstitious" ones when they find that a predecessor noted anything.
 func Main() { (&fakeVM{}).main() }
 
 // fakeVM is one run.
@@ -32,13 +34,15 @@ type fakeVM struct {
 	spec    hv.Spec
 	started time.Time
 
-	mu       sync.Mutex
-	attached map[uint64]*fakeClient
-	dead     []string
-	hang     bool
-	beat     uint64
-	requests uint64
-	signals  chan int
+	mu            sync.Mutex
+	attached      map[uint64]*fakeClient
+	dead          []string
+	hang          bool
+	superstitious bool
+	beat          uint64
+	requests      uint64
+	signals       chan int
+	state         *state.Log // from the first client on
 }
 
 type fakeClient struct {
@@ -66,6 +70,7 @@ func (v *fakeVM) main() {
 	if len(f) == 0 {
 		v.end(hv.Report{Cause: hv.CauseSetup, Message: "nothing to do"})
 	}
+	v.superstitious = f[0] == "superstitious"
 	if f[0] == "broken" {
 		v.end(hv.Report{Cause: hv.CauseExit, Code: 9})
 	}
@@ -197,6 +202,27 @@ func (v *fakeVM) drive() {
 	}
 }
 
+// takeOver makes the state region the driver's own. The caller holds v.mu.
+func (v *fakeVM) takeOver() {
+	for _, c := range v.spec.Caps {
+		if c.Kind != abi.CapState || v.state != nil {
+			continue
+		}
+		mem, err := unix.Mmap(c.FD, 0, int(c.Size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		if err != nil {
+			v.end(hv.Report{Cause: hv.CauseSetup, Message: err.Error()})
+		}
+		var taken state.Taken
+		if v.state, taken, err = state.Open(mem, 1, func(uint16, []byte) {}); err != nil {
+			v.end(hv.Report{Cause: hv.CauseSetup, Message: err.Error()})
+		}
+		if v.superstitious && taken.Items+taken.Records > 0 {
+			v.end(hv.Report{Cause: hv.CauseExit, Code: 13})
+		}
+		v.state.Start(func(put state.Put) { put(1, binary.LittleEndian.AppendUint64(nil, v.requests)) })
+	}
+}
+
 // serve completes what a client asks for. The caller holds v.mu.
 func (v *fakeVM) serve(c *fakeClient) {
 	for _, q := range c.att.Queues {
@@ -208,6 +234,7 @@ func (v *fakeVM) serve(c *fakeClient) {
 			delete(v.attached, c.att.ID)
 		case n > 0:
 			v.requests += uint64(n)
+			v.state.Append(1, binary.LittleEndian.AppendUint64(nil, v.requests))
 			put16(&c.att, c.fds, q.Used+2, avail)
 			_, _ = unix.Write(c.fds[q.Call], binary.NativeEndian.AppendUint64(nil, 1))
 		}
@@ -254,6 +281,7 @@ func (v *fakeVM) answer(req hv.Request, fds []int) (resp hv.Response, send []int
 			resp.Error = "attachment is already served"
 			return resp, nil
 		}
+		v.takeOver()
 		c := &fakeClient{att: *req.Attachment, fds: fds}
 		v.attached[req.ID] = c
 		_, _ = unix.Write(fds[c.att.Queues[0].Kick], binary.NativeEndian.AppendUint64(nil, 1))

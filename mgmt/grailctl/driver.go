@@ -24,7 +24,7 @@ func (c *cli) driverCommand() *cobra.Command {
 or hangs, graild replaces it; its clients notice a short stall.`,
 	})
 	cmd.AddCommand(c.driverCreateCommand(), c.driverLsCommand(), c.driverRestartCommand(), c.driverResumeCommand(), c.driverSetCommand(), c.driverUpgradeCommand(), c.driverCrashCommand(),
-		c.driverRmCommand(), c.driverCrashesCommand(), c.driverStatsCommand())
+		c.driverRmCommand(), c.driverCrashesCommand(), c.driverStatsCommand(), c.driverStateCommand())
 	return cmd
 }
 
@@ -346,6 +346,9 @@ func showCrash(w io.Writer, r api.Crash) {
 	step("ready", r.Ready)
 	step("attached", r.Attached)
 	step("first", r.First)
+	if r.State != nil {
+		fmt.Fprintf(w, "  state      %s\n", stateLine(*r.State))
+	}
 	if t := r.Trace; t != nil {
 		showTrace(w, t)
 	}

@@ -213,6 +213,9 @@ func (c *cli) showDriver(d api.Driver) {
 		field(w, "disk", diskLine(k))
 		field(w, "socket", k.Socket)
 	}
+	if d.Kept != nil {
+		field(w, "kept", stateLine(*d.Kept))
+	}
 	for _, b := range d.Clients {
 		state := "waiting"
 		if b.Attached {

@@ -19,9 +19,10 @@ func (c *cli) driverStatsCommand() *cobra.Command {
 	var interval time.Duration
 	cmd := &cobra.Command{
 		Use: "stats NAME", Short: "Show what each client of a driver VM sends, receives, reads and writes", ValidArgsFunction: completeDrivers,
-		Long: `stats shows what the present instance of a driver counted for each port or disk that has a client.
+		Long: `stats shows what a driver counted for each port or disk that has a client.
 Packets and bytes are sent by the client or received by it; a frame that was dropped is counted
-with its reason, at the sender if it is to blame. A new instance, and a new client, begin at 0.
+with its reason, at the sender if it is to blame. The counters go on when an instance is replaced; a port's
+go on for as long as there is the port, a disk's begin at 0 with each client.
 
 With --watch, the counters are shown again and again, as what they grew by in a second.`,
 		Example: `  grailctl driver stats net0
@@ -90,7 +91,7 @@ func (c *cli) showStats(s api.DriverStats, last *api.DriverStats) error {
 		seconds := max(s.Time.Sub(last.Time).Seconds(), 1e-3)
 		grown = func(k api.ClientStats, name string) string {
 			now, was := k.Counters[name], uint64(0)
-			if i := slices.IndexFunc(before, func(b api.ClientStats) bool { return b.ID == k.ID }); i >= 0 && s.Generation == last.Generation {
+			if i := slices.IndexFunc(before, func(b api.ClientStats) bool { return b.ID == k.ID }); i >= 0 {
 				was = before[i].Counters[name]
 			}
 			return fmt.Sprintf("%.0f/s", float64(now-min(was, now))/seconds)
