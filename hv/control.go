@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/grailos/grail/hv/abi"
+	"github.com/grailos/grail/hv/inject"
 )
 
 // Op is a request on a grailvm's control socket.
@@ -25,6 +26,7 @@ const (
 	OpMessage     Op = "message"     // Message is passed to the driver
 	OpAsk         Op = "ask"         // Message is passed to the driver; answers its answer of the same type and ID, or an error after AskTimeout
 	OpSignal      Op = "signal"      // Signal is sent to the guest
+	OpInject      Op = "inject"      // makes the fault that Order says, answers Hit; see hv/inject
 	OpKill        Op = "kill"        // ends the guest at once; the Report says CauseStop
 	// OpExec runs Command in a guest with an agent, with the three descriptors sent along as its standard files. The first should be a pipe whose
 	// other end goes with the caller: a read of it may be under way when the program ends. It is answered with
@@ -56,14 +58,15 @@ type Command struct {
 
 // Request is one request on the control socket.
 type Request struct {
-	Op         Op           `json:"op"`
-	ID         uint64       `json:"id,omitempty"`
-	Signal     int          `json:"signal,omitempty"`
-	Attachment *Attachment  `json:"attachment,omitempty"`
-	Message    *abi.Message `json:"message,omitempty"`
-	Command    *Command     `json:"command,omitempty"`
-	Rows       uint16       `json:"rows,omitempty"`
-	Columns    uint16       `json:"columns,omitempty"`
+	Op         Op            `json:"op"`
+	ID         uint64        `json:"id,omitempty"`
+	Signal     int           `json:"signal,omitempty"`
+	Attachment *Attachment   `json:"attachment,omitempty"`
+	Message    *abi.Message  `json:"message,omitempty"`
+	Order      *inject.Order `json:"order,omitempty"`
+	Command    *Command      `json:"command,omitempty"`
+	Rows       uint16        `json:"rows,omitempty"`
+	Columns    uint16        `json:"columns,omitempty"`
 
 	Device *ForeignDevice `json:"device,omitempty"`
 }
@@ -74,6 +77,7 @@ type Response struct {
 	Status      *Status      `json:"status,omitempty"`
 	Attachments []Attachment `json:"attachments,omitempty"`
 	Message     *abi.Message `json:"message,omitempty"` // the answer to OpAsk
+	Hit         *inject.Hit  `json:"hit,omitempty"`     // what OpInject did
 	Exit        *int         `json:"exit,omitempty"`    // exit code of what OpExec ran, 128+n after signal n
 
 	Found   string          `json:"found,omitempty"`

@@ -65,6 +65,9 @@ func FillSystem(system []byte) {
 		// out %al, $(PortException+v); hlt
 		copy(stub[handlerOffset(v):], []byte{0xe6, PortException + byte(v), 0xf4})
 	}
+	for i := range Exceptions {
+		copy(stub[exceptionsOffset+i*exceptionRoom:], Exceptions[i].Code)
+	}
 
 	gdt := system[GDTOffset:]
 	put := func(selector int, descriptor uint64) {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/hv/abi"
+	"github.com/grailos/grail/hv/inject"
 )
 
 // serveConn answers the requests of one connection.
@@ -62,6 +63,8 @@ func (v *vm) control(req *hv.Request, fds []int) (resp hv.Response, send []int, 
 			return resp, nil, errors.New("no message")
 		}
 		resp.Message, err = v.question(*req.Message)
+	case hv.OpInject:
+		resp.Hit, err = v.inject(req.Order)
 	case hv.OpSignal:
 		err = v.engine.Signal(req.Signal)
 	case hv.OpKill:
@@ -70,6 +73,22 @@ func (v *vm) control(req *hv.Request, fds []int) (resp hv.Response, send []int, 
 		err = fmt.Errorf("unknown request %q", req.Op)
 	}
 	return resp, send, err
+}
+
+// inject makes a fault, or arms it.
+func (v *vm) inject(o *inject.Order) (*inject.Hit, error) {
+	if o == nil {
+		return nil, errors.New("no order")
+	}
+	if err := o.Check(); err != nil {
+		return nil, err
+	}
+	if o.Armed() {
+		hit := v.table.Faults.Arm(o)
+		return &hit, nil
+	}
+	hit, err := v.engine.Inject(o)
+	return &hit, err
 }
 
 // attach gives the driver a client's memory and doorbells, and waits until it serves them.

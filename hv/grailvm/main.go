@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/grailos/grail/hv"
+	"github.com/grailos/grail/hv/inject"
 	"github.com/grailos/grail/hv/jail"
 	"github.com/grailos/grail/hv/sys"
 	"github.com/grailos/grail/hv/vfs"
@@ -63,6 +64,7 @@ type engine interface {
 	Fault() *hv.Fault
 	Denied() map[string]int
 	Revoke(object uint64) error
+	Inject(*inject.Order) (inject.Hit, error)
 }
 
 // run brings the VM up, runs it and returns how it ended.

@@ -16,6 +16,8 @@ type hostArea struct {
 	gpa  uint64
 	slot kvm.Slot
 	refs int
+	// private: what is written to mem is a copy, and nobody else's.
+	private bool
 }
 
 // hostBase is where slots of host areas begin; RAM lies below.
@@ -68,7 +70,7 @@ func (s *Space) openHost(key uint64, fd int, off int64, size uint64, shared, wri
 		unmapHost(mem)
 		return nil, err
 	}
-	h := &hostArea{key: key, mem: mem, gpa: gpa}
+	h := &hostArea{key: key, mem: mem, gpa: gpa, private: !shared}
 	if h.slot, err = s.machine.AddSlot(kvm.GPA(gpa), mem); err != nil {
 		unmapHost(mem)
 		return nil, err

@@ -2,6 +2,7 @@ package sys
 
 import (
 	"math/bits"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -13,9 +14,11 @@ import (
 // the TSC. It is set anew every second, so that it follows the host's own corrections; the monotonic clock
 // never steps, its rate is bent towards the host's instead.
 type clock struct {
+	mu     sync.Mutex
 	page   clockPage
 	params amd64.Clock
 	host   uint64 // the host's monotonic time when params were set
+	wrong  int64  // what was added to real time alone, in ns
 }
 
 // clockPeriod is the time between two settings.
@@ -76,6 +79,8 @@ func (c *clock) at(tsc uint64) uint64 {
 
 // adjust makes the guest's clock meet the host's one period from now.
 func (c *clock) adjust() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	tsc, host := sample(unix.CLOCK_MONOTONIC)
 	if tsc <= c.params.Stamp {
 		return
@@ -95,10 +100,29 @@ func (c *clock) adjust() {
 		Sequence: c.params.Sequence, Stamp: tsc, Monotonic: guest,
 		Mult: uint64(int64(ideal) + max(-bound, min(bound, step))),
 	}
-	next.Realtime = uint64(int64(guest) + realOffset())
+	next.Realtime = uint64(int64(guest) + realOffset() + c.wrong)
 	c.host = host
 	c.params = next
 	c.page.store(&c.params)
+}
+
+// jump makes both clocks, or real time alone, jump by d, and returns by how much they did: neither goes below 1 s. They stay wrong.
+func (c *clock) jump(d time.Duration, realOnly bool) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	least := c.params.Realtime
+	if !realOnly {
+		least = min(least, c.params.Monotonic)
+	}
+	d = max(d, time.Second-time.Duration(min(least, 1<<62)))
+	c.params.Realtime += uint64(d)
+	if realOnly {
+		c.wrong += int64(d)
+	} else {
+		c.params.Monotonic += uint64(d)
+	}
+	c.page.store(&c.params)
+	return d
 }
 
 // mulDiv returns a×b÷c; the quotient must fit.

@@ -21,7 +21,13 @@ func (t *thread) syscall() {
 		t.g.byNumber[nr].Add(1)
 	}
 	a := [6]uint64{r.RDI, r.RSI, r.RDX, r.R10, r.R8, r.R9}
-	ret, err := t.serve(nr, a)
+	var ret uint64
+	var err error
+	if f := t.g.cfg.Table.Faults.Calls.Load(); f != nil {
+		ret, err = t.serveFaulty(f, nr, a)
+	} else {
+		ret, err = t.serve(nr, a)
+	}
 	switch {
 	case err == nil:
 		r.RAX = ret

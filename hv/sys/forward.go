@@ -126,6 +126,9 @@ func (p *ProcessGuest) serve(c *process.Call) {
 	if nr == unix.SYS_CLOSE && p.closeShared(c) {
 		return
 	}
+	if fault := p.cfg.Table.Faults.Calls.Load(); fault != nil && p.faulty(f, fault, nr) {
+		return
+	}
 	ret, err, ok := p.identity(f, nr, c.Args)
 	if !ok {
 		var errno unix.Errno

@@ -131,13 +131,13 @@ func (s *signals) send(t *thread, info siginfo) {
 	}
 }
 
-// mustLook reports whether the thread has to return to prepare: the guest ends, or a signal is due.
+// mustLook reports whether the thread has to return to prepare: the guest ends, a signal is due, or a fault is to be made.
 func (t *thread) mustLook() bool {
 	s := &t.g.signals
 	s.mu.Lock()
 	due := (t.pending | s.pending) &^ (t.mask &^ t.wanted)
 	s.mu.Unlock()
-	return due != 0 || t.g.ending()
+	return due != 0 || t.fault.Load() != nil || t.g.ending()
 }
 
 // take removes and returns the next due signal. The caller holds s.mu.

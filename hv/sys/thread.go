@@ -39,6 +39,8 @@ type thread struct {
 	kickFD  int // eventfd that ends a poll; made on first use
 	kickMu  sync.Mutex
 
+	fault atomic.Pointer[strike] // to be made before the thread goes on, or nil
+
 	current  uint64 // number of the system call being served
 	finished bool   // by exit(2)
 }
@@ -136,7 +138,13 @@ func (t *thread) loop() {
 func (t *thread) prepare() bool {
 	// First forgotten, then looked for: a kick that comes in between stops the Run at once.
 	t.cpu.Unkick()
-	return !t.g.ending() && t.deliver()
+	if t.g.ending() || !t.deliver() {
+		return false
+	}
+	if t.fault.Load() != nil && t.struck() { // a fault may leave signals to be delivered
+		return t.deliver()
+	}
+	return true
 }
 
 // exception serves a fault, or turns it into a signal.

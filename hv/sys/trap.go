@@ -13,23 +13,19 @@ import (
 
 // trap turns an exception into the signal that Linux would send. cause is why a page fault could not be served.
 func (t *thread) trap(e kvm.Exit, cause error) {
-	info := siginfo{signo: int(unix.SIGSEGV), code: siKernel}
+	info := siginfo{signo: signalOf(e.Vector), code: siKernel}
 	rip := t.cpu.Regs().RIP
 	switch e.Vector {
 	case amd64.VectorDivide:
-		info = siginfo{signo: int(unix.SIGFPE), code: 1, a: rip} // FPE_INTDIV
+		info.code, info.a = 1, rip // FPE_INTDIV
 	case amd64.VectorDebug:
-		info = siginfo{signo: int(unix.SIGTRAP), code: 2, a: rip} // TRAP_TRACE
-	case amd64.VectorBreakpoint:
-		info = siginfo{signo: int(unix.SIGTRAP), code: siKernel}
+		info.code, info.a = 2, rip // TRAP_TRACE
 	case amd64.VectorInvalidOp:
-		info = siginfo{signo: int(unix.SIGILL), code: 2, a: rip} // ILL_ILLOPN
-	case amd64.VectorSegment, amd64.VectorStack:
-		info = siginfo{signo: int(unix.SIGBUS), code: siKernel}
+		info.code, info.a = 2, rip // ILL_ILLOPN
 	case amd64.VectorAlignment:
-		info = siginfo{signo: int(unix.SIGBUS), code: 1, a: 0} // BUS_ADRALN
+		info.code = 1 // BUS_ADRALN
 	case amd64.VectorFPU, amd64.VectorSIMD:
-		info = siginfo{signo: int(unix.SIGFPE), code: 7, a: rip} // FPE_FLTINV: the exact kind is in the FPU state
+		info.code, info.a = 7, rip // FPE_FLTINV: the exact kind is in the FPU state
 	case amd64.VectorPageFault:
 		info.a = e.Addr
 		switch {
@@ -54,6 +50,21 @@ func (t *thread) trap(e kvm.Exit, cause error) {
 	}
 	t.record(&hv.Fault{Vector: e.Vector, Error: e.Error, Address: e.Addr, Signal: info.signo})
 	t.force(info)
+}
+
+// signalOf returns the signal that Linux sends for an exception.
+func signalOf(vector int) int {
+	switch vector {
+	case amd64.VectorDivide, amd64.VectorFPU, amd64.VectorSIMD:
+		return int(unix.SIGFPE)
+	case amd64.VectorDebug, amd64.VectorBreakpoint:
+		return int(unix.SIGTRAP)
+	case amd64.VectorInvalidOp:
+		return int(unix.SIGILL)
+	case amd64.VectorSegment, amd64.VectorStack, amd64.VectorAlignment:
+		return int(unix.SIGBUS)
+	}
+	return int(unix.SIGSEGV)
 }
 
 // outOfMemory ends a guest that has used up its reservation.

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/grailos/grail/hv/inject"
 )
 
 // Mem is a guest's memory as the engine sees it. Its methods must not call a Mapping's Source or the Table.
@@ -52,6 +54,7 @@ type Call struct {
 	reqs     []byte
 	segWire  []byte
 	packet   []byte
+	short    *inject.Armed // cuts the device request at hand short; nil: nothing does
 }
 
 // Bounds of one call.

@@ -104,7 +104,7 @@ func (t *Table) capObject(s *hv.CapSpec) (object, int, error) {
 func (t *Table) hostCap(s *hv.CapSpec, fd int) (object, error) {
 	switch s.Kind {
 	case abi.CapKick, abi.CapCall:
-		return &event{fd: fd, rights: s.Rights, shared: true}, nil
+		return &event{fd: fd, rights: s.Rights, shared: true, faults: &t.Faults, call: s.Kind == abi.CapCall}, nil
 	case abi.CapDevice:
 		return &device{t: t, fd: fd, bytes: int64(s.Size), rights: s.Rights, label: s.Name,
 			id: t.objects.Add(1), fixed: regularSize(fd)}, nil

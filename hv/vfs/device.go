@@ -6,6 +6,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/grailos/grail/hv/abi"
+	"github.com/grailos/grail/hv/inject"
 )
 
 // device is a host file or block device delegated to the guest. Its size is fixed.
@@ -34,15 +35,22 @@ func regularSize(fd int) int64 {
 // be parts of one.
 func (d *device) unchanged() bool { return d.fixed != 0 && d.fixed == regularSize(d.fd) }
 
-func (d *device) read(_ *Call, _ *file, u *uio, off int64) (uint64, unix.Errno) {
+func (d *device) read(c *Call, _ *file, u *uio, off int64) (uint64, unix.Errno) {
 	if off >= d.bytes {
 		return 0, 0
 	}
 	defer d.t.busyOn()()
-	return u.transferAll(d.fd, off, uint64(d.bytes-off))
+	most := uint64(d.bytes - off)
+	if f := d.t.Faults.IO.Load(); f != nil {
+		var e unix.Errno
+		if most, e = faulty(f, c, inject.OpRead, min(most, u.left)); e != 0 {
+			return 0, e
+		}
+	}
+	return u.transferAll(d.fd, off, most)
 }
 
-func (d *device) write(_ *Call, _ *file, u *uio, off int64) (uint64, unix.Errno) {
+func (d *device) write(c *Call, _ *file, u *uio, off int64) (uint64, unix.Errno) {
 	switch {
 	case u.left == 0:
 		return 0, 0
@@ -50,13 +58,25 @@ func (d *device) write(_ *Call, _ *file, u *uio, off int64) (uint64, unix.Errno)
 		return 0, unix.ENOSPC
 	}
 	defer d.t.busyOn()()
-	return u.transferAll(d.fd, off, uint64(d.bytes-off))
+	most := uint64(d.bytes - off)
+	if f := d.t.Faults.IO.Load(); f != nil {
+		var e unix.Errno
+		if most, e = faulty(f, c, inject.OpWrite, min(most, u.left)); e != 0 {
+			return 0, e
+		}
+	}
+	return u.transferAll(d.fd, off, most)
 }
 
 func (d *device) size() int64 { return d.bytes }
 
 func (d *device) sync() unix.Errno {
 	defer d.t.busyOn()()
+	if f := d.t.Faults.IO.Load(); f != nil {
+		if _, e := faulty(f, nil, inject.OpFlush, 0); e != 0 {
+			return e
+		}
+	}
 	return fdatasync(d.fd)
 }
 

@@ -33,6 +33,7 @@ func (t *Table) sysDevIO(c *Call, addr, n uint64) (uint64, unix.Errno) {
 		t.busy.Add(1)
 		defer t.busyOff()
 	}
+	fault := t.Faults.IO.Load()
 	le := binary.LittleEndian
 	var f *file // the last request's: most batches are for one device
 	var d performer
@@ -60,6 +61,8 @@ func (t *Table) sysDevIO(c *Call, addr, n uint64) (uint64, unix.Errno) {
 			e = unix.EBADF
 		case d == nil:
 			e = unix.EINVAL
+		case fault != nil:
+			done, e = performFaulty(fault, c, d, w)
 		default:
 			done, e = d.perform(c, w)
 		}
@@ -144,6 +147,9 @@ func (d *device) segments(c *Call, read bool, off, addr uint64, n uint32) (uint6
 	}
 	if !d.inside(off, total) {
 		return 0, unix.EINVAL
+	}
+	if c.short != nil {
+		total = cut(c.short, total)
 	}
 	u := &c.in
 	u.c, u.write, u.left, u.vecs, u.host, u.local = c, read, total, c.vecs, nil, false

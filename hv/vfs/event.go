@@ -6,13 +6,16 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/grailos/grail/hv/abi"
+	"github.com/grailos/grail/hv/inject"
 )
 
 // event is an eventfd: the guest's own, or a doorbell shared with another VM.
 type event struct {
 	fd     int
 	rights uint32
-	shared bool // with a peer that may change the descriptor's flags
+	shared bool        // with a peer that may change the descriptor's flags
+	faults *inject.Set // of a doorbell, else nil
+	call   bool        // the doorbell is a CapCall
 }
 
 func (t *Table) sysEventfd(initial, flags uint64) (uint64, unix.Errno) {
@@ -72,6 +75,9 @@ func (v *event) write(c *Call, f *file, u *uio, _ int64) (uint64, unix.Errno) {
 	if e := u.get(b); e != 0 {
 		return 0, e
 	}
+	if v.shared && v.struck(c) {
+		return 8, 0
+	}
 	for pause := time.Millisecond; ; pause = min(2*pause, maxPause) {
 		n, e := 0, unix.EAGAIN
 		// A counter that its peer has filled would block the write if the peer has also made the shared
@@ -103,6 +109,14 @@ func (v *event) write(c *Call, f *file, u *uio, _ int64) (uint64, unix.Errno) {
 
 // ring adds 1 to the counter. One that is full has rung already.
 func (v *event) ring(c *Call) {
+	if v.shared && v.struck(c) {
+		return
+	}
+	v.add(c)
+}
+
+// add is ring without faults.
+func (v *event) add(c *Call) {
 	if !v.shared || c.ready(v.fd, unix.POLLOUT) {
 		_, _ = unix.Write(v.fd, ringOnce[:])
 	}

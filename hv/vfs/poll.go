@@ -115,11 +115,16 @@ func (t *Table) poll(c *Call, addr, n uint64, timeout time.Duration, bells bool)
 	if _, e := c.await(timeout); e != 0 {
 		return 0, e
 	}
+	if f := t.Faults.Bells.Load(); f != nil && bells {
+		if e := c.awaitFaulty(f, timeout); e != 0 {
+			return 0, e
+		}
+	}
 	for k := range c.polls {
 		if r := c.polls[k].Revents; r != 0 {
 			le.PutUint16(wire[int(c.pollIdx[k])*8+6:], uint16(r))
 			ready++
-			if v, ok := c.held[k].obj.(*event); bells && ok && r&unix.POLLIN != 0 && v.rights&abi.RightRead != 0 {
+			if v, ok := c.held[k].obj.(*event); bells && ok && r&unix.POLLIN != 0 && v.rights&abi.RightRead != 0 && c.polls[k].Events != 0 {
 				v.consume(c.small[:8]) // empty again: another reader was faster
 			}
 		}

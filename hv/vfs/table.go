@@ -11,6 +11,7 @@ import (
 	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/hv/abi"
 	"github.com/grailos/grail/hv/conlog"
+	"github.com/grailos/grail/hv/inject"
 )
 
 // Config says what one guest may reach. Descriptors are the host's; -1 means none. The table uses Stdin, Stdout,
@@ -64,6 +65,9 @@ type Table struct {
 	listed  atomic.Int64 // directory entries in listings
 
 	devRequests, devBytes atomic.Uint64
+
+	// Faults are those that were injected and wait to strike.
+	Faults inject.Set
 }
 
 // New builds the table of a guest that is about to start: console at 0, 1 and 2, then Caps in order.

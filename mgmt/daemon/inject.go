@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -12,7 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/grailos/grail/hv"
+	"github.com/grailos/grail/hv/inject"
 	"github.com/grailos/grail/mgmt/api"
+	"github.com/grailos/grail/mgmt/trace"
 )
 
 // injection is a fault made on request, in the present instance of a driver.
@@ -108,21 +111,76 @@ var told = map[string]struct{ text, what string }{
 
 // makeFault makes a fault of any kind in an instance of the driver and says what it did.
 func (dr *driver) makeFault(inst *driverInstance, req *api.Inject) (string, error) {
+	o, err := orderOf(req)
+	if err != nil {
+		return "", api.Errorf(api.Invalid, "%v", err)
+	}
+	if o != nil {
+		return inst.order(o, func() (*os.File, error) {
+			path, err := dr.programPath(inst.program)
+			if err != nil {
+				return nil, err
+			}
+			return os.Open(path)
+		})
+	}
+	random := (&inject.Order{Seed: req.Seed}).Random()
+	switch req.Kind {
+	case "ring:driver":
+		return inst.driverLies(req, random)
+	case "ring:client":
+		return dr.clientBreaks(req, random)
+	case "bell:storm":
+		return dr.storm(req)
+	}
 	if t, ok := told[req.Kind]; ok {
 		return t.what, inst.inject(t.text)
 	}
-	return inst.makeFault(req)
+	return inst.kill(req.Kind)
 }
 
-// makeFault makes a fault of a kind that any VM may have and says what it did.
-func (i *instance) makeFault(req *api.Inject) (string, error) {
-	switch req.Kind {
-	case "kill":
+// kill makes the faults that end a VM at once.
+func (i *instance) kill(kind string) (string, error) {
+	if kind == "kill" {
 		return "the program was sent SIGKILL", i.signal(unix.SIGKILL)
-	case "vmm:kill":
-		return fmt.Sprintf("process %d, which runs the VM, was sent SIGKILL", i.proc.PID), i.proc.Kill()
 	}
-	return "", api.Errorf(api.Internal, "fault %s is listed and not made", req.Kind)
+	return fmt.Sprintf("process %d, which runs the VM, was sent SIGKILL", i.proc.PID), i.proc.Kill()
+}
+
+// injectTimeout bounds how long an order takes: one thread after the other is tried.
+const injectTimeout = 60 * time.Second
+
+// order has the VM's process make or arm a fault. program opens the VM's program, for the names in it.
+func (i *instance) order(o *inject.Order, program func() (*os.File, error)) (string, error) {
+	resp, got, err := i.call(hv.Request{Op: hv.OpInject, Order: o}, injectTimeout)
+	closeFDs(got)
+	switch {
+	case errors.Is(err, hv.ErrClosed) && !o.Armed():
+		return "the VM died of the fault before it could tell what was done", nil
+	case err != nil:
+		return "", api.Errorf(api.CannotRun, "%v", err)
+	case resp.Hit == nil:
+		return "", errors.New("the VM's process did not say what it did")
+	}
+	what := resp.Hit.What
+	if len(resp.Hit.Code) == 0 {
+		return what, nil
+	}
+	f, err := program()
+	if err != nil {
+		return what, nil // without names
+	}
+	defer f.Close()
+	names, err := trace.Open(f)
+	if err != nil {
+		return what, nil
+	}
+	for _, addr := range resp.Hit.Code {
+		if name := names.Name(addr, resp.Hit.Bias); name != "" {
+			what += fmt.Sprintf("; %#x is in %s", addr, name)
+		}
+	}
+	return what, nil
 }
 
 // signal sends a signal to the VM's program, which may be gone before the answer is out.
@@ -159,7 +217,16 @@ func (d *Daemon) injectVM(r *http.Request) (any, error) {
 		return nil, err
 	}
 	done := api.Injected{Kind: req.Kind, Seed: req.Seed, Target: fmt.Sprintf("VM %s, run %d", v.name(), inst.generation)}
-	if done.What, err = inst.makeFault(&req); err != nil {
+	o, err := orderOf(&req)
+	switch {
+	case err != nil:
+		return nil, api.Errorf(api.Invalid, "%v", err)
+	case o == nil:
+		done.What, err = inst.kill(req.Kind)
+	default:
+		done.What, err = inst.order(o, func() (*os.File, error) { return os.Open(v.rec.Config.Program) })
+	}
+	if err != nil {
 		return nil, err
 	}
 	d.log.Info("fault injected", "vm", v.name(), "kind", req.Kind, "seed", req.Seed, "what", done.What)

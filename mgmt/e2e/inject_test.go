@@ -18,14 +18,46 @@ type injected struct {
 	cause []hv.Cause // the driver dies, of one of these; nil: it lives on
 }
 
+// dies are the ends of a program that does not survive a fault of its own.
+var dies = []hv.Cause{hv.CauseSignal, hv.CauseExit, hv.CauseHang}
+
 // faults of a block driver that its clients must not notice, each on both engines where it works.
 var faults = []injected{
 	{kind: "kill", cause: []hv.Cause{hv.CauseSignal}},
 	{kind: "vmm:kill", cause: []hv.Cause{hv.CauseKilled}},
+	{kind: "exception:de", cause: dies},
+	{kind: "exception:db", cause: dies},
+	{kind: "exception:bp", cause: dies},
+	{kind: "exception:of", cause: dies},
+	{kind: "exception:br", cause: dies},
+	{kind: "exception:ud", cause: dies},
+	{kind: "exception:nm", cause: dies},
+	{kind: "exception:np", cause: dies},
+	{kind: "exception:ss", cause: dies},
+	{kind: "exception:gp", cause: dies},
+	{kind: "exception:pf", cause: dies},
+	{kind: "exception:mf", cause: dies},
+	{kind: "exception:ac", cause: dies},
+	{kind: "exception:xm", cause: dies},
+	{kind: "flip:code"},
+	{kind: "flip:data"},
+	{kind: "flip:stack"},
+	{kind: "flip:registers"},
+	{kind: "syscall:fail"},
+	{kind: "syscall:delay"},
+	{kind: "io:error", set: []string{"transient=1", "n=5"}},
+	{kind: "io:short", set: []string{"n=50"}},
+	{kind: "io:slow", set: []string{"ms=150", "n=2"}},
+	{kind: "bell:lost", set: []string{"n=3"}},
+	{kind: "bell:double", set: []string{"n=50"}},
+	{kind: "bell:storm", set: []string{"ms=300"}},
+	{kind: "clock", set: []string{"by=-1h"}},
+	{kind: "clock", set: []string{"by=24h"}},
 	{kind: "hang:loop", cause: []hv.Cause{hv.CauseHang}},
+	{kind: "hang:syscall", cause: []hv.Cause{hv.CauseHang}},
 	{kind: "hang:deadlock", cause: []hv.Cause{hv.CauseHang}},
 	{kind: "stall", cause: []hv.Cause{hv.CauseStall}},
-	{kind: "memory", cause: []hv.Cause{hv.CauseMemory, hv.CauseExit, hv.CauseSignal}},
+	{kind: "memory", cause: append([]hv.Cause{hv.CauseMemory}, dies...)},
 }
 
 // inject makes a fault in driver blk0.
@@ -56,7 +88,12 @@ func TestInjectedFaults(t *testing.T) {
 			if k == nil {
 				t.Fatalf("no fault %s", f.kind)
 			}
+			if len(k.Engines) > 0 && !slices.Contains(k.Engines, r.engine) {
+				continue
+			}
 			seed := uint64(1000 + i)
+			// A fault before may have killed it a little later.
+			r.eventually("ready for "+f.kind, r.serving("blk0", 1))
 			before := r.crashes("blk0")
 			generation := r.driver("blk0").Generation
 			r.inject(f, seed)

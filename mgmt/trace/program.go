@@ -82,6 +82,19 @@ func (p *Program) frame(pc, addr, bias uint64) (fr api.Frame) {
 	return fr
 }
 
+// Name says in which function addr lies, and how far from its start; empty where that is not known.
+func (p *Program) Name(addr, bias uint64) string {
+	symbol := p.symbol(bias)
+	if symbol == nil {
+		return ""
+	}
+	name, start := symbol(addr)
+	if name == "" {
+		return ""
+	}
+	return fmt.Sprintf("%s+%#x", name, addr-start)
+}
+
 // symbol returns the names for the disassembler.
 func (p *Program) symbol(bias uint64) disasm.Symbol {
 	if p == nil {

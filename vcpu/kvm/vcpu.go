@@ -75,8 +75,8 @@ func (v *VCPU) close() {
 // Control-register and MSR values (Intel SDM vol. 3 §2.5 Control Registers, §2.2.1 Extended Feature Enable
 // Register; vol. 4 Table 2-2). SMEP and SMAP are off: the stub page is a user page.
 const (
-	cr0 = 1<<0 | 1<<1 | 1<<4 | 1<<5 | 1<<16 | 1<<31 // PE MP ET NE WP PG
-	cr4 = 1<<5 | 1<<9 | 1<<10 | 1<<18               // PAE OSFXSR OSXMMEXCPT OSXSAVE
+	cr0 = 1<<0 | 1<<1 | 1<<4 | 1<<5 | 1<<16 | 1<<18 | 1<<31 // PE MP ET NE WP AM PG
+	cr4 = 1<<5 | 1<<9 | 1<<10 | 1<<18                       // PAE OSFXSR OSXMMEXCPT OSXSAVE
 	// efer: SCE LME LMA NXE
 	efer = 1<<0 | 1<<8 | 1<<10 | 1<<11
 

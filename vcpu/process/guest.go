@@ -21,9 +21,12 @@ type Guest struct {
 	sender   int32 // si_pid of the signals that the supervisor sends
 	listener int
 	pidfd    int
-	proc     int // its /proc directory
-	mem      int // its /proc/PID/mem, or -1
-	status   int // its /proc/PID/status, or -1
+	proc     int    // its /proc directory
+	mem      int    // its /proc/PID/mem, or -1
+	status   int    // its /proc/PID/status, or -1
+	maps     int    // its /proc/PID/maps, or -1; as the next two only with ptrace
+	pagemap  int    // its /proc/PID/pagemap, or -1
+	entry    uint64 // where the program began, which it does not run any more, or 0
 	traced   bool
 	executed bool // the stop at the end of execve was seen; only during Start
 	weak     bool
@@ -35,6 +38,8 @@ type Guest struct {
 	calls    map[int]*Call      // by TID: unanswered, or answered with the answer not yet taken
 	last     map[int]*Call      // by TID: the call answered last, while its answer may yet be lost
 	withheld map[int][]withheld // by TID, in order of arrival
+	tids     map[int]struct{}   // threads that were seen; only with ptrace
+	strikes  map[int]*strike    // by TID: what is to be done to a thread; nil until there was one
 	received uint64             // notifications so far
 	cloning  map[int]struct{}   // threads in a native clone
 	threads  int
@@ -386,7 +391,7 @@ func (g *Guest) Close() error {
 		return nil
 	}
 	g.closed = true
-	for _, fd := range []*int{&g.listener, &g.pidfd, &g.proc, &g.mem, &g.status} {
+	for _, fd := range []*int{&g.listener, &g.pidfd, &g.proc, &g.mem, &g.status, &g.maps, &g.pagemap} {
 		if *fd >= 0 {
 			unix.Close(*fd)
 		}

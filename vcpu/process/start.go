@@ -135,10 +135,11 @@ func spawn(cfg Config, program *os.File, m mode) (_ *Guest, err error) {
 		return nil, err
 	}
 	g := &Guest{
-		cfg: cfg, pid: pid, pidfd: pidfd, listener: -1, proc: -1, mem: -1, status: -1,
+		cfg: cfg, pid: pid, pidfd: pidfd, listener: -1, proc: -1, mem: -1, status: -1, maps: -1, pagemap: -1,
 		self: 1, weak: !m.namespaces, threads: 1,
 		receiving: make(chan struct{}, 1), done: make(chan struct{}),
 		calls: map[int]*Call{}, last: map[int]*Call{}, withheld: map[int][]withheld{}, cloning: map[int]struct{}{},
+		tids: map[int]struct{}{pid: {}},
 	}
 	if g.weak {
 		g.self, g.sender = uint32(pid), int32(os.Getpid())
@@ -357,6 +358,12 @@ func (g *Guest) execute(parent *os.File) error {
 	}
 	if !g.traced {
 		return nil
+	}
+	g.maps = openAt(g.proc, "maps", unix.O_RDONLY)
+	g.pagemap = openAt(g.proc, "pagemap", unix.O_RDONLY)
+	var regs unix.PtraceRegs
+	if unix.PtraceGetRegs(g.pid, &regs) == nil {
+		g.entry = regs.Rip
 	}
 	if err := unix.PtraceSetOptions(g.pid, traceOptions); err != nil {
 		return fmt.Errorf("tracing the guest: %w", err)

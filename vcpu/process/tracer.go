@@ -52,6 +52,9 @@ func (g *Guest) stopped(tid int, status unix.WaitStatus) {
 			g.recordThread(tid)
 			_ = ptraceListen(tid) // a group stop: stay stopped until SIGCONT
 		} else {
+			g.mu.Lock()
+			g.tids[tid] = struct{}{}
+			g.mu.Unlock()
 			_ = ptraceCont(tid, 0) // a new thread, or the end of a group stop
 		}
 	default:
@@ -68,7 +71,8 @@ func (g *Guest) signalled(tid int, sig unix.Signal) {
 	if ptraceInfo(unix.PTRACE_GETSIGINFO, tid, &info) != nil {
 		return
 	}
-	if !ignoredByDefault(sig) && !stopsByDefault(sig) && g.disposition(sig) == byDefault {
+	struck := sig == strikeSignal && g.awaits(tid)
+	if !struck && !ignoredByDefault(sig) && !stopsByDefault(sig) && g.disposition(sig) == byDefault {
 		g.crash(tid, sig, &info)
 		return
 	}
@@ -76,7 +80,11 @@ func (g *Guest) signalled(tid int, sig unix.Signal) {
 	if unix.PtraceGetRegs(tid, &regs) != nil {
 		return
 	}
-	_ = ptraceCont(tid, g.deliver(tid, sig, &info, &regs))
+	sig = g.deliver(tid, sig, &info, &regs)
+	if struck && sig != 0 {
+		sig = g.strikeThread(tid, &regs)
+	}
+	_ = ptraceCont(tid, sig)
 }
 
 // deliver returns the signal with which the thread goes on: sig, or 0 when it is withheld until the call ends. It
@@ -95,7 +103,9 @@ func (g *Guest) deliver(tid int, sig unix.Signal, info *siginfo, regs *unix.Ptra
 		return sig
 	}
 	drop := false
-	if d := g.disposition(sig); d == ignored || d == byDefault && ignoredByDefault(sig) {
+	if d := g.disposition(sig); g.strikes[tid] != nil && sig == strikeSignal {
+		// The program never sees it.
+	} else if d == ignored || d == byDefault && ignoredByDefault(sig) {
 		drop = true // such a signal interrupts no call
 	}
 	c := g.calls[tid]
@@ -204,7 +214,7 @@ func (g *Guest) restoreInfo(tid int, sig unix.Signal, info *siginfo) bool {
 			return true
 		}
 	}
-	return !ours
+	return !ours || sig == strikeSignal && g.strikes[tid] != nil
 }
 
 // firstRealTime is the first signal that the kernel queues rather than merges.
@@ -219,6 +229,7 @@ func (g *Guest) threadGone(tid int) {
 	g.cloneOver(tid)
 	delete(g.withheld, tid)
 	delete(g.last, tid)
+	delete(g.tids, tid)
 	if c := g.calls[tid]; c != nil {
 		c.vanish()
 		delete(g.calls, tid)

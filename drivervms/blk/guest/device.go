@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"syscall"
 	"time"
 
 	"github.com/grailos/grail/drivervms/blk/serve"
@@ -85,6 +86,61 @@ func (d *device) Do(ops []serve.Op) {
 	for k, i := range d.asked {
 		ops[i].Result = d.reqs[k].Result
 	}
+	for _, i := range d.asked {
+		if op := &ops[i]; unfinished(op) {
+			d.finish(op)
+		}
+	}
+}
+
+// maxTries bounds how often the host is asked for the rest of one operation.
+const maxTries = 1000
+
+// unfinished reports whether the host is to be asked again: it was interrupted, or did a part. What it reports as an error is one.
+func unfinished(op *serve.Op) bool {
+	moves := op.Kind == abi.DevRead || op.Kind == abi.DevWrite
+	return again(op.Result) || moves && op.Result > 0 && uint64(op.Result) < op.Length
+}
+
+// again reports whether a result is an error that says no more than that the host did not get to it.
+func again(result int64) bool {
+	return result == -int64(syscall.EINTR) || result == -int64(syscall.EAGAIN)
+}
+
+// finish asks the host for the rest of an operation until it is done. One at a time, since it is rare.
+func (d *device) finish(op *serve.Op) {
+	done := uint64(max(op.Result, 0))
+	for range maxTries {
+		req := &d.reqs[0]
+		*req = abi.DevReq{FD: op.FD, Op: op.Kind, Flags: op.Flags, Offset: op.Offset, Length: op.Length}
+		if op.Kind == abi.DevRead || op.Kind == abi.DevWrite {
+			n, skip := 0, done
+			for _, s := range op.Segs {
+				if uint64(len(s)) <= skip {
+					skip -= uint64(len(s))
+					continue
+				}
+				d.segs[n] = guest.Segment(s[skip:])
+				n, skip = n+1, 0
+			}
+			req.Offset, req.Length = op.Offset+done, op.Length-done
+			req.Segs, req.NSegs = guest.SegmentsOf(d.segs[:n]), uint32(n)
+		}
+		n, err := d.alone(d.reqs[:1])
+		mustPerform(n, 1, err)
+		switch {
+		case again(req.Result):
+			continue
+		case req.Result < 0:
+			op.Result = req.Result
+			return
+		}
+		done += uint64(req.Result)
+		op.Result = int64(done)
+		if req.Result == 0 || !unfinished(op) {
+			return
+		}
+	}
 }
 
 // flush performs flushes.
@@ -96,6 +152,13 @@ func (d *device) flush(ops []serve.Op) {
 	done, err := d.devIO(d.flushes[:len(ops)])
 	mustPerform(done, len(ops), err)
 	for i := range ops {
+		for range maxTries {
+			if !again(d.flushes[i].Result) {
+				break
+			}
+			done, err := d.devIO(d.flushes[i : i+1])
+			mustPerform(done, 1, err)
+		}
 		ops[i].Result = d.flushes[i].Result
 	}
 }
