@@ -91,8 +91,9 @@ func (v *vm) inject(o *inject.Order) (*inject.Hit, error) {
 	return &hit, err
 }
 
-// attach gives the driver a client's memory and doorbells, and waits until it serves them.
-func (v *vm) attach(a *hv.Attachment, fds []int) error {
+// attach gives the driver a client's memory and doorbells, and waits until it serves them. An attachment that there is already is that of a caller that
+// died while it waited, or lost count: the answer is the first one's.
+func (v *vm) attach(a *hv.Attachment, fds []int) (err error) {
 	if a == nil || v.spec.Kind != hv.Driver {
 		return errNoDriver
 	}
@@ -103,14 +104,20 @@ func (v *vm) attach(a *hv.Attachment, fds []int) error {
 	if err != nil {
 		return err
 	}
-	c := &client{done: make(chan string, 1)}
+	c := &client{done: make(chan string, 1), attached: make(chan struct{})}
 	v.mu.Lock()
-	if v.clients[a.ID] != nil {
-		v.mu.Unlock()
-		return fmt.Errorf("attachment %d exists", a.ID)
+	first := v.clients[a.ID]
+	if first == nil {
+		v.clients[a.ID] = c
 	}
-	v.clients[a.ID] = c
 	v.mu.Unlock()
+	if first != nil {
+		return v.await(a.ID, first)
+	}
+	defer func() {
+		c.err = err
+		close(c.attached)
+	}()
 	if c.caps, err = v.install(specs); err != nil {
 		v.forget(a.ID)
 		return err
@@ -134,6 +141,17 @@ func (v *vm) attach(a *hv.Attachment, fds []int) error {
 		v.drop(a.ID, c)
 	}
 	return err
+}
+
+// await returns when an attach that is under way is done, or was long ago, and what came of it.
+func (v *vm) await(id uint64, c *client) error {
+	<-c.attached
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if c.err == nil && c.dead {
+		return fmt.Errorf("attachment %d broke the rules of its ring", id)
+	}
+	return c.err
 }
 
 // translate turns an attachment into capabilities for the driver, and the message that tells it of them.

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"testing"
+	"testing/synctest"
 
 	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/hv/abi"
@@ -48,4 +50,43 @@ func TestTranslateHostile(t *testing.T) {
 			t.Errorf("%s was accepted", name)
 		}
 	}
+}
+
+// A graild that died while it waited for an attach is followed by one that asks for the same: it gets the first one's answer, which the driver gave once.
+func TestAttachAgain(t *testing.T) {
+	askRig(t, func(t *testing.T, v *vm) {
+		v.clients = map[uint64]*client{}
+		answers := make(chan error)
+		attach := func(id uint64) {
+			a := &hv.Attachment{ID: id, Client: "c", Disk: "d", Log: -1}
+			go func() { answers <- v.attach(a, nil) }()
+			synctest.Wait()
+		}
+		attach(5)
+		attach(5)
+		v.onMessage(abi.Message{Type: abi.MsgDone, ID: 5})
+		if err := errors.Join(<-answers, <-answers); err != nil {
+			t.Error(err)
+		}
+		attach(5) // it serves already
+		if err := <-answers; err != nil {
+			t.Error(err)
+		}
+		v.onMessage(abi.Message{Type: abi.MsgDead, ID: 5, Text: "index out of range"})
+		attach(5)
+		if err := <-answers; err == nil {
+			t.Error("a client that broke the rules was attached again")
+		}
+		attach(6)
+		attach(6)
+		v.onMessage(abi.Message{Type: abi.MsgDone, ID: 6, Text: "no disk d"})
+		if a, b := <-answers, <-answers; a == nil || b == nil {
+			t.Errorf("%v, %v", a, b)
+		}
+		attach(6) // nothing is left of it
+		v.onMessage(abi.Message{Type: abi.MsgDone, ID: 6})
+		if err := <-answers; err != nil {
+			t.Error(err)
+		}
+	})
 }

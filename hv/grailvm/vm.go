@@ -38,6 +38,19 @@ type client struct {
 	caps []vfs.Installed
 	done chan string // the driver's answer to the message in progress
 	dead bool
+
+	attached chan struct{} // closed when the attach is done
+	err      error         // its answer, set before
+}
+
+// served reports whether the attach is done. One that failed is no client any more.
+func (c *client) served() bool {
+	select {
+	case <-c.attached:
+		return true
+	default:
+		return false
+	}
 }
 
 // maxDead bounds the texts kept about dead clients.
@@ -139,7 +152,7 @@ func (v *vm) statusNow() *hv.Status {
 		st.State = hv.StateReady
 	}
 	for id, c := range v.clients {
-		if !c.dead {
+		if !c.dead && c.served() {
 			st.Attached = append(st.Attached, id)
 		}
 	}
