@@ -47,7 +47,8 @@ type Spec struct {
 	Report  int          `json:"report"`  // where the final Report is written, as JSON
 	// HostStatus is a 4 KiB memfd in which a driver's grailvm keeps, at offset 0, the number of SysDevIO,
 	// pread, pwrite and fdatasync calls on devices that the host is performing now: an aligned
-	// little-endian uint64, written atomically. The guest never sees it. -1: none.
+	// little-endian uint64, written atomically. At HostFaults + i*HostFaultBytes there are two more for the i-th CapDevice: how many of
+	// its SysDevIO requests the host's device failed, and the Linux errno of the last one. The guest never sees it. -1: none.
 	HostStatus int       `json:"hostStatus"`
 	Caps       []CapSpec `json:"caps"`
 	// Attachments are the client's ends of this VM's disks. grailvm keeps their descriptors so that a
@@ -58,6 +59,12 @@ type Spec struct {
 	// Foreign is there for EngineQEMU alone, where Program, Files, MaxThreads and Caps are not used.
 	Foreign *Foreign `json:"foreign,omitempty"`
 }
+
+// Where HostStatus counts what devices failed to do.
+const (
+	HostFaults     = 64
+	HostFaultBytes = 16
+)
 
 // ConsoleRing is the producer's end of a ring/logring, in which a console driver finds what the guest prints.
 type ConsoleRing struct {

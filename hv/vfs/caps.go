@@ -107,7 +107,7 @@ func (t *Table) hostCap(s *hv.CapSpec, fd int) (object, error) {
 		return &event{fd: fd, rights: s.Rights, shared: true, faults: &t.Faults, call: s.Kind == abi.CapCall}, nil
 	case abi.CapDevice:
 		return &device{t: t, fd: fd, bytes: int64(s.Size), rights: s.Rights, label: s.Name,
-			id: t.objects.Add(1), fixed: regularSize(fd)}, nil
+			id: t.objects.Add(1), fixed: regularSize(fd), faults: t.faultsOf(t.page)}, nil
 	case abi.CapPacket:
 		return newPacket(s, fd)
 	case abi.CapStatus, abi.CapDisk, abi.CapNet, abi.CapGrant, abi.CapLog, abi.CapState:

@@ -19,6 +19,7 @@ type device struct {
 	id     uint64 // see Mapping.Object
 	// uncached is set when the host cannot read without waiting; see Call.readCached.
 	uncached atomic.Bool
+	faults   faults
 	fixed    int64 // size of the host's file when the guest got it; 0 for what is no regular file
 }
 

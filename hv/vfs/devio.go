@@ -2,7 +2,6 @@ package vfs
 
 import (
 	"encoding/binary"
-	"runtime/debug"
 
 	"golang.org/x/sys/unix"
 
@@ -87,6 +86,14 @@ type performer interface {
 }
 
 func (d *device) perform(c *Call, w []byte) (uint64, unix.Errno) {
+	n, e := d.do(c, w)
+	if e != 0 {
+		d.faults.note(e)
+	}
+	return n, e
+}
+
+func (d *device) do(c *Call, w []byte) (uint64, unix.Errno) {
 	le := binary.LittleEndian
 	op, flags := abi.DevOp(le.Uint16(w[4:])), le.Uint16(w[6:])
 	off, length := le.Uint64(w[8:]), le.Uint64(w[16:])
@@ -139,7 +146,7 @@ func (c *Call) devSegs(addr uint64, n uint32) (total uint64, errno unix.Errno) {
 }
 
 // segments moves data between the device and the guest memory that an array of abi.DevSeg names. A read
-// beyond the end of the host's file, which may be shorter than the device, gives zeroes.
+// beyond the end of the host's file, which somebody has cut off, is an error of the device: EIO.
 func (d *device) segments(c *Call, read bool, off, addr uint64, n uint32) (uint64, unix.Errno) {
 	total, e := c.devSegs(addr, n)
 	if e != 0 {
@@ -166,32 +173,10 @@ func (d *device) segments(c *Call, read bool, off, addr uint64, n uint32) (uint6
 			}
 		case e != 0:
 			return 0, e
-		case k == 0 && read:
-			if e := u.zero(); e != 0 {
-				return 0, e
-			}
 		case k == 0:
 			return 0, unix.EIO
 		}
 		at += int64(k)
 	}
 	return total, 0
-}
-
-// zero fills the rest of u with zeroes. Lent memory may belong to a peer that can take it away while it is written:
-// that is EFAULT, as it would be for the host's kernel.
-func (u *uio) zero() (errno unix.Errno) {
-	old := debug.SetPanicOnFault(true)
-	defer debug.SetPanicOnFault(old)
-	defer func() {
-		if recover() != nil {
-			errno = unix.EFAULT
-		}
-	}()
-	for u.left > 0 {
-		if n, e := u.put(zeroBlock[:min(u.left, bounceSize)]); e != 0 || n == 0 {
-			return unix.EFAULT
-		}
-	}
-	return 0
 }

@@ -37,7 +37,8 @@ type Config struct {
 	// It must not block. Message.Attach is always nil.
 	OnMessage func(abi.Message)
 	// Busy is an 8-byte aligned field, at least 8 bytes, that counts device calls in progress (an
-	// atomic uint64 in host order, in memory that others may map); nil: none.
+	// atomic uint64 in host order, in memory that others may map); nil: none. Where it goes on as a hv.Spec.HostStatus does, also what
+	// the devices fail to do is counted there.
 	Busy []byte
 }
 
@@ -56,6 +57,8 @@ type Table struct {
 	console *conlog.Console
 	control *Control
 	busy    *atomic.Uint64
+	page    []byte        // Config.Busy
+	devices atomic.Int64  // that were installed
 	objects atomic.Uint64 // last Mapping.Object given out
 
 	// What a guest may hold of the host's besides descriptors is counted and bounded.
@@ -78,7 +81,7 @@ func New(cfg Config) (*Table, error) {
 		if err != nil {
 			return nil, err
 		}
-		t.busy = b
+		t.busy, t.page = b, cfg.Busy
 	}
 	t.umask.Store(0o022)
 	t.control = newControl(cfg.OnMessage)

@@ -152,6 +152,9 @@ type Disk struct {
 	ReadOnly bool   `json:"readonly,omitempty"`
 	Bytes    uint64 `json:"bytes,omitempty"`
 	Socket   string `json:"socket,omitempty"` // vhost-user socket
+
+	Errors    uint64 `json:"errors,omitempty"`    // requests that the host's file or device failed, since graild started
+	LastError string `json:"lastError,omitempty"` // of the last one
 }
 
 // Port is a port of a net driver's switch: one client at a time can be plugged into it.
@@ -254,6 +257,7 @@ type DriverStats struct {
 	Bytes      uint64            `json:"bytes"`
 	Clients    []ClientStats     `json:"clients"`          // those that are attached
 	Uplink     map[string]uint64 `json:"uplink,omitempty"` // of a net driver, as a port's
+	Disks      []Disk            `json:"disks,omitempty"`  // with what each failed to do
 }
 
 // ClientStats is what one client of a block driver did since it was attached, or what was done at one port of a net driver since that was made. A disk has the counters reads, readBytes, writes, writeBytes,

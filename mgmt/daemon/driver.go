@@ -51,6 +51,8 @@ type driver struct {
 	standIn   *driverInstance // fails the clients' requests, or nil
 	standing  sync.Mutex      // held while the clients are attached to standIn
 
+	diskErrors diskErrors
+
 	readySince   time.Time
 	spareNext    time.Time // when the next spare may be started
 	spareNote    string    // why there are fewer spares than wanted
@@ -327,6 +329,7 @@ func (dr *driver) view() api.Driver {
 		if v.Socket {
 			v.Disks[i].Socket = dr.d.portalSocket(dr.name(), v.Disks[i].ID)
 		}
+		v.Disks[i].Errors, v.Disks[i].LastError = dr.diskErrors.of(v.Disks[i].ID)
 		for _, b := range dr.backings {
 			if b.id == v.Disks[i].ID {
 				v.Disks[i].Bytes = b.size

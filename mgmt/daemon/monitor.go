@@ -33,6 +33,7 @@ func (dr *driver) monitor(inst *driverInstance, rec *recovery) (stop func()) {
 	wg.Go(func() { dr.watchBeat(inst, quit) })
 	wg.Go(func() { dr.watchProgress(inst, quit) })
 	wg.Go(func() { dr.watchState(inst, quit) })
+	wg.Go(func() { dr.watchDisks(inst, quit) })
 	return func() {
 		close(quit)
 		wg.Wait()

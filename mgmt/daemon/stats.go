@@ -33,6 +33,7 @@ func (d *Daemon) DriverStats(name string) (s api.DriverStats, err error) {
 		return s, api.Errorf(api.Busy, "driver %s is %s and counts nothing now; try again when it is ready", name, state)
 	}
 	s.Requests, s.Bytes = inst.requests(), read64(inst.status, abi.StatusBytes)
+	s.Disks = dr.view().Disks
 	plugged := map[string]string{} // VMs by port
 	for _, v := range d.running() {
 		for _, ref := range v.Nets {

@@ -212,6 +212,9 @@ func (c *cli) showDriver(d api.Driver) {
 	for _, k := range d.Disks {
 		field(w, "disk", diskLine(k))
 		field(w, "socket", k.Socket)
+		if k.Errors > 0 {
+			field(w, "disk error", diskErrorLine(k))
+		}
 	}
 	if d.Kept != nil {
 		field(w, "kept", stateLine(*d.Kept))
@@ -253,6 +256,11 @@ func showNAT(w io.Writer, uplink string, n *api.NAT) {
 	for _, p := range n.Published {
 		field(w, "published", p)
 	}
+}
+
+// diskErrorLine says what a disk failed to do.
+func diskErrorLine(k api.Disk) string {
+	return fmt.Sprintf("%s failed %d requests, the last one with: %s", k.ID, k.Errors, k.LastError)
 }
 
 func diskLine(k api.Disk) string {

@@ -115,6 +115,13 @@ func (c *cli) showStats(s api.DriverStats, last *api.DriverStats) error {
 			rows = append(slices.Clone(rows), api.ClientStats{Client: "-", Disk: "uplink", Counters: s.Uplink})
 		}
 	}
+	defer func() {
+		for _, k := range s.Disks {
+			if k.Errors > 0 {
+				fmt.Fprintf(c.stdout, "disk %s\n", diskErrorLine(k))
+			}
+		}
+	}()
 	return c.table(header, func(w io.Writer) {
 		for _, k := range rows {
 			fmt.Fprintf(w, "%s\t%s", k.Disk, k.Client)

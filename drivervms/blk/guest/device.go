@@ -76,7 +76,11 @@ func (d *device) Do(ops []serve.Op) {
 			d.ask(ops, c.i)
 			continue
 		}
-		c.s.copy(&ops[c.i])
+		if !c.s.copy(&ops[c.i]) {
+			op := &ops[c.i]
+			d.windows[op.FD].drop(op.Offset / partBytes)
+			d.ask(ops, c.i)
+		}
 	}
 	if len(d.asked) == 0 {
 		return

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"runtime"
 	"time"
 
 	"github.com/grailos/grail/drivervms/blk/serve"
@@ -34,9 +35,8 @@ const (
 
 // window reads what the host has in its page cache without leaving the VM: it maps the device and copies. It serves
 // short reads only, of blocks that the host has read not long ago, so that they are most likely in the page cache still: a
-// block that is not stalls the whole driver until the host has read it, and one that the device has lost ends the
-// driver. The next instance, which has read nothing yet, asks the host, and learns of an error as such. It
-// belongs to one goroutine.
+// block that is not stalls the whole driver until the host has read it. Where the device has lost one, the host is asked, and says what the error
+// is. It belongs to one goroutine.
 type window struct {
 	fd    int32
 	size  uint64
@@ -109,8 +109,17 @@ func (s *span) count() {
 	}
 }
 
-// copy performs op, which is s.
-func (s *span) copy(op *serve.Op) {
+// copy performs op, which is s. It reports false when the memory faulted: the device has lost a block, or the client its memory. Precondition:
+// debug.SetPanicOnFault.
+func (s *span) copy(op *serve.Op) (ok bool) {
+	defer func() {
+		if v := recover(); v != nil && !isFault(v) {
+			panic(v)
+		}
+	}()
+	if s.p.mem == nil {
+		return false // it was dropped for another one's fault
+	}
 	for b := s.first; b <= s.last; b++ {
 		s.p.state[b] |= mapped
 	}
@@ -119,6 +128,15 @@ func (s *span) copy(op *serve.Op) {
 		from = from[copy(seg, from):]
 	}
 	op.Result = int64(op.Length)
+	return true
+}
+
+// isFault reports whether a panic was a fault in memory. On engine kvm the Go runtime is not told the address, and takes the fault for one at 0; there are no
+// nil pointers in a copy.
+func isFault(v any) bool {
+	_, known := v.(interface{ Addr() uintptr })
+	e, ok := v.(runtime.Error)
+	return known || ok && e.Error() == "runtime error: invalid memory address or nil pointer dereference"
 }
 
 // part returns part n. Blocks that were not read for long are forgotten in it.
@@ -172,8 +190,9 @@ func (w *window) dropOldest() {
 }
 
 func (w *window) drop(n uint64) {
-	if p := w.parts[n]; p.mem != nil {
+	if p := w.parts[n]; p != nil && p.mem != nil {
 		_ = w.unmap(p.mem) // a part that stays mapped costs address space only
+		p.mem = nil
 	}
 	delete(w.parts, n)
 }

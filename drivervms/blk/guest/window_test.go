@@ -4,8 +4,12 @@ import (
 	"bytes"
 	"errors"
 	"math/rand/v2"
+	"os"
+	"runtime/debug"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/grailos/grail/drivervms/blk/serve"
 	"github.com/grailos/grail/hv/abi"
@@ -311,5 +315,47 @@ func TestDeviceDoesNotAllocate(t *testing.T) {
 	d.alone = func(reqs []abi.DevReq) (int, error) { return len(reqs), nil }
 	if n := testing.AllocsPerRun(100, func() { d.Do(ops) }); n != 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+// What a mapping cannot read any more, since somebody has cut off the file, the host is asked for, which says that it cannot either; the rest goes on.
+func TestWindowFault(t *testing.T) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	d, h := windowed(partBytes)
+	f, err := os.CreateTemp(t.TempDir(), "")
+	if err == nil {
+		defer f.Close()
+		err = f.Truncate(partBytes)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.disk, err = unix.Mmap(int(f.Fd()), 0, partBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(h.disk)
+	h.heat(t, d)
+	h.read(t, d, 0, blockBytes)
+	for _, off := range []uint64{4 * blockBytes, 5 * blockBytes} {
+		for range payOff + 1 {
+			h.read(t, d, off, blockBytes)
+		}
+	}
+	if err := f.Truncate(2 * blockBytes); err != nil {
+		t.Fatal(err)
+	}
+	d.alone = func(reqs []abi.DevReq) (int, error) {
+		h.reqs += len(reqs)
+		for i := range reqs {
+			reqs[i].Result = -int64(unix.EIO)
+		}
+		return len(reqs), nil
+	}
+	before := h.reqs
+	ops := []serve.Op{h.op(0, blockBytes), h.op(4*blockBytes, blockBytes), h.op(5*blockBytes, blockBytes)}
+	d.Do(ops)
+	if ops[0].Result != blockBytes || ops[1].Result != -int64(unix.EIO) || ops[2].Result != -int64(unix.EIO) || h.reqs-before != 2 || h.unmaps != 1 {
+		t.Errorf("results %d, %d, %d; the host was asked %d times; %d mappings dropped", ops[0].Result, ops[1].Result, ops[2].Result, h.reqs-before, h.unmaps)
 	}
 }
