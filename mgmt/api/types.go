@@ -159,12 +159,13 @@ type Disk struct {
 
 // Port is a port of a net driver's switch: one client at a time can be plugged into it.
 type Port struct {
-	Name    string       `json:"name"` // also its name in the DNS of its tenant
-	Tenant  uint16       `json:"tenant"`
-	Queues  int          `json:"queues,omitempty"` // pairs of queues that its client is offered; 0: 1
-	MAC     string       `json:"mac"`
-	Address netip.Prefix `json:"address"`
-	Socket  string       `json:"socket,omitempty"` // vhost-user socket
+	Name     string       `json:"name"` // also its name in the DNS of its tenant
+	Tenant   uint16       `json:"tenant"`
+	Queues   int          `json:"queues,omitempty"`   // pairs of queues that its client is offered; 0: 1
+	Unpinned bool         `json:"unpinned,omitempty"` // its client may use other addresses than its own, as a bridge or a router does
+	MAC      string       `json:"mac"`
+	Address  netip.Prefix `json:"address"`
+	Socket   string       `json:"socket,omitempty"` // vhost-user socket
 }
 
 // DriverConfig says what a driver VM is.

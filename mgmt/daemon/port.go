@@ -84,7 +84,7 @@ func portMAC(driver, name string) string {
 // port describes a port to the driver.
 func port(c *api.DriverConfig, p *api.Port) net.Port {
 	subnet := p.Address.Masked()
-	out := net.Port{Pairs: max(1, p.Queues), PortConfig: vswitch.PortConfig{Name: p.Name, Tenant: p.Tenant, Addr: p.Address, Service: subnet.Addr().Next()}}
+	out := net.Port{Pairs: max(1, p.Queues), PortConfig: vswitch.PortConfig{Name: p.Name, Tenant: p.Tenant, Addr: p.Address, Unpinned: p.Unpinned, Service: subnet.Addr().Next()}}
 	switch u, err := uplinkOf(c); {
 	case err != nil || u.kind == noUplink:
 		out.NoUplink = true

@@ -121,7 +121,7 @@ A console driver keeps what all VMs print. graild makes one by itself, con0, unl
 	}
 	fl := cmd.Flags()
 	fl.StringArrayVar(&disks, "disk", nil, "offer the file or block device PATH as disk ID: ID=PATH, or ID=PATH:ro to only read it (repeatable)")
-	fl.StringArrayVar(&ports, "port", nil, "a port of a net driver: NAME, or NAME=TENANT with the number of a tenant; with ,queues=N behind it N pairs of queues (repeatable)")
+	fl.StringArrayVar(&ports, "port", nil, "a port of a net driver: NAME, or NAME=TENANT with the number of a tenant; with ,queues=N behind it N pairs of queues; with ,unpinned its VM may use other addresses than its own, as a bridge does (repeatable)")
 	fl.StringVar(&subnet, "subnet", "", "the IPv4 network of a net driver's ports (default: 10.77.0.0/16)")
 	fl.StringVar(&uplink, "uplink", "", "the way of a net driver's VMs out of the host: user, through sockets of an unprivileged process; user:loopback, which lets them also reach this host's 127.0.0.1 under the gateway's address; tap:NAME, by a tap device of that name, which is made with an address and NAT if it is not there and graild runs as root (default: none)")
 	fl.BoolVar(&socket, "socket", false, "also offer each disk to other VMMs on a vhost-user socket, and print its path")
@@ -137,18 +137,26 @@ A console driver keeps what all VMs print. graild makes one by itself, con0, unl
 	return cmd
 }
 
-// parsePorts reads NAME[=TENANT][,queues=N] of each port.
+// parsePorts reads NAME[=TENANT][,queues=N][,unpinned] of each port.
 func parsePorts(list []string) (ports []api.Port, err error) {
 	for _, s := range list {
-		head, queues, more := strings.Cut(s, ",queues=")
+		head, options, _ := strings.Cut(s, ",")
 		name, tenant, ok := strings.Cut(head, "=")
 		p := api.Port{Name: name}
-		if more {
-			n, err := strconv.Atoi(queues)
-			if err != nil || n < 1 {
-				return nil, fmt.Errorf("--port %q: queues=%s is no number of pairs of queues from 1 on", s, queues)
+		for _, o := range strings.FieldsFunc(options, func(r rune) bool { return r == ',' }) {
+			queues, several := strings.CutPrefix(o, "queues=")
+			switch {
+			case several:
+				n, err := strconv.Atoi(queues)
+				if err != nil || n < 1 {
+					return nil, fmt.Errorf("--port %q: queues=%s is no number of pairs of queues from 1 on", s, queues)
+				}
+				p.Queues = n
+			case o == "unpinned":
+				p.Unpinned = true
+			default:
+				return nil, fmt.Errorf("--port %q: there is no option %q; there is queues=N and unpinned", s, o)
 			}
-			p.Queues = n
 		}
 		if ok {
 			n, err := strconv.ParseUint(tenant, 10, 16)

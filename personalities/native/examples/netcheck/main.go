@@ -25,14 +25,15 @@ import (
 
 func main() {
 	port := flag.String("port", "", "network port to use; empty for the first one")
+	as := flag.String("as", "", "be another host behind the port, which is unpinned: an IPv4 `ADDRESS` of the network, with a hardware address made from it")
 	flag.Usage = func() {
-		fmt.Fprintln(flag.CommandLine.Output(), "usage: netcheck [-port NAME] serve | ping [-count N] HOST | echo [-time D] [-size BYTES] HOST | probe [-size BYTES] HOST")
+		fmt.Fprintln(flag.CommandLine.Output(), "usage: netcheck [-port NAME] [-as ADDRESS] serve | ping [-count N] HOST | echo [-time D] [-size BYTES] HOST | probe [-size BYTES] HOST")
 		flag.PrintDefaults()
 	}
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *port, flag.Args()); err != nil {
+	if err := run(ctx, *port, *as, flag.Args()); err != nil {
 		fmt.Fprintln(os.Stderr, "netcheck:", err)
 		os.Exit(1)
 	}
@@ -40,7 +41,7 @@ func main() {
 
 var errUsage = errors.New("say what to do: serve, ping HOST, echo HOST or probe HOST")
 
-func run(ctx context.Context, port string, args []string) error {
+func run(ctx context.Context, port, as string, args []string) error {
 	if len(args) == 0 {
 		return errUsage
 	}
@@ -58,27 +59,36 @@ func run(ctx context.Context, port string, args []string) error {
 	if !nic.Addr().IsValid() {
 		return fmt.Errorf("port %s has no IPv4 address", nic.Name())
 	}
-	h := newHost(nic.Pairs()[0], nic.MAC(), nic.Addr(), nic.Gateway())
+	hardware, addr := nic.MAC(), nic.Addr()
+	if as != "" {
+		other, err := netip.ParseAddr(as)
+		if err != nil || !other.Is4() || !addr.Contains(other) {
+			return fmt.Errorf("-as %q is no address in %s", as, addr.Masked())
+		}
+		b := other.As4()
+		hardware, addr = [6]byte{2, 0xff, b[0], b[1], b[2], b[3]}, netip.PrefixFrom(other, addr.Bits())
+	}
+	h := newHost(nic.Pairs()[0], hardware, addr, nic.Gateway())
 	if args[0] == "serve" && fl.NArg() == 0 {
-		fmt.Printf("%s serves on %s\n", nic.Name(), nic.Addr().Addr())
+		fmt.Printf("%s serves on %s\n", nic.Name(), addr.Addr())
 		return h.serve(ctx)
 	}
 	if fl.NArg() != 1 || *size < 8 || *size > 1472 {
 		return errUsage
 	}
-	addr, err := netip.ParseAddr(fl.Arg(0))
+	to, err := netip.ParseAddr(fl.Arg(0))
 	if err != nil {
-		if addr, err = h.lookUp(ctx, nic.DNS(), fl.Arg(0)); err != nil {
+		if to, err = h.lookUp(ctx, nic.DNS(), fl.Arg(0)); err != nil {
 			return err
 		}
 	}
 	switch args[0] {
 	case "ping":
-		return h.pingAll(ctx, addr, *count)
+		return h.pingAll(ctx, to, *count)
 	case "echo":
-		return h.echoFor(ctx, addr, *limit, *size)
+		return h.echoFor(ctx, to, *limit, *size)
 	case "probe":
-		return h.probes(ctx, addr, *size, os.Stdin, os.Stdout)
+		return h.probes(ctx, to, *size, os.Stdin, os.Stdout)
 	}
 	return errUsage
 }
