@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"reflect"
 	"testing"
 
 	"github.com/grailos/grail/hv/state"
@@ -35,5 +36,12 @@ func TestCountersGoOn(t *testing.T) {
 	}
 	if _, err := s.TakeOver(make([]byte, 3)); err == nil {
 		t.Error("a region of 3 bytes was taken over")
+	}
+}
+
+// TestStateVersion fails when Counters changes and StateVersion does not: a successor would take one counter for another.
+func TestStateVersion(t *testing.T) {
+	if n := reflect.TypeFor[Counters]().Size() / 8; StateVersion != 1 || n != 7 {
+		t.Errorf("Counters has %d words, and StateVersion is %d: change both, and then this test", n, StateVersion)
 	}
 }

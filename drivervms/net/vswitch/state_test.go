@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"net/netip"
+	"reflect"
 	"testing"
 	"time"
 
@@ -331,4 +332,11 @@ func FuzzTakeOver(f *testing.F) {
 			t.Fatal("more is known than may be")
 		}
 	})
+}
+
+// TestStateVersion fails when Counters changes and StateVersion does not: a successor would take one counter for another.
+func TestStateVersion(t *testing.T) {
+	if n := reflect.TypeFor[Counters]().Size() / 8; StateVersion != 1 || n != 21 {
+		t.Errorf("Counters has %d words, and StateVersion is %d: change both, and then this test", n, StateVersion)
+	}
 }
