@@ -9,7 +9,7 @@ import (
 
 // Bounds of what clients can make a portal hold.
 const (
-	maxClients     = 64 // beside those of network cards: see maxPortClients
+	maxClients     = 128 // beside those of network cards: see maxPortClients
 	maxAttachments = hv.MaxPortalQueues
 	maxErrors      = 16
 	maxErrorText   = 300

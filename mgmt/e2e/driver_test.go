@@ -28,12 +28,12 @@ type verifier struct {
 }
 
 // verify starts a VM that writes to a disk and checks what it reads for a time.
-func (r *rig) verify(disk string, d time.Duration) *verifier {
+func (r *rig) verify(disk string, d time.Duration, flags ...string) *verifier {
 	r.t.Helper()
 	v := &verifier{r: r}
 	d = (d + 15*r.unit).Round(time.Second)
-	v.cmd = r.command("run", "--rm", "--name", "v", "--engine", string(r.engine), "--disk", disk, "--",
-		filepath.Join(r.dir, "verify"), "-disk", filepath.Base(disk), "-mib", "16", "-seed", "7", "-time", d.String())
+	line := append([]string{"run", "--rm", "--name", "v", "--engine", string(r.engine), "--disk", disk}, flags...)
+	v.cmd = r.command(append(line, "--", filepath.Join(r.dir, "verify"), "-disk", filepath.Base(disk), "-mib", "16", "-seed", "7", "-time", d.String())...)
 	v.cmd.Stdout, v.cmd.Stderr = &v.out, &v.out
 	if err := v.cmd.Start(); err != nil {
 		r.t.Fatal(err)

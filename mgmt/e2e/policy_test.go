@@ -38,7 +38,7 @@ func (r *rig) dialDisk(socket string) *outside {
 		r.t.Fatal(err)
 	}
 	o := &outside{r: r, front: front}
-	if o.blk, err = ringtest.NewBlkClient(64, outsideSlots, outsideBlock, 0); err != nil {
+	if o.blk, err = ringtest.NewBlkClient(64, outsideSlots+1, outsideBlock, 0); err != nil {
 		r.t.Fatal(err)
 	}
 	if err := o.blk.Attach(front, 0); err != nil {
@@ -73,11 +73,27 @@ func (o *outside) submit(typ uint32, fill byte) {
 	}
 }
 
-// reap waits for all of them and returns how many there were of each status.
+// submitMore publishes one request without data more.
+func (o *outside) submitMore(typ uint32) {
+	o.r.t.Helper()
+	if err := o.blk.Submit(outsideSlots, typ, 0, 0); err != nil {
+		o.r.t.Fatal(err)
+	}
+	if err := o.blk.Publish(); err != nil {
+		o.r.t.Fatal(err)
+	}
+}
+
+// reap waits for a request of each slot and returns how many there were of each status.
 func (o *outside) reap() map[byte]int {
 	o.r.t.Helper()
+	return o.reapN(outsideSlots)
+}
+
+func (o *outside) reapN(n int) map[byte]int {
+	o.r.t.Helper()
 	got := map[byte]int{}
-	for left := outsideSlots; left > 0; {
+	for left := n; left > 0; {
 		err := o.blk.Reap(30*time.Second, func(_ int, status byte) {
 			left--
 			got[status]++
