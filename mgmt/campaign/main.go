@@ -33,7 +33,7 @@ func main() {
 	flag.StringVar(&f.keep, "keep", "build/campaign", "folder for evidence about faults that were LOST or SILENT")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
-	context.AfterFunc(ctx, stop) // a second signal ends the program at once
+	context.AfterFunc(ctx, func() { time.AfterFunc(signalPause, stop) })
 	bin, err := os.Executable()
 	if err == nil {
 		c.bin = filepath.Dir(bin)
@@ -61,6 +61,10 @@ func main() {
 		os.Exit(1)
 	}
 }
+
+// signalPause is after how long a second signal ends the program at once, and leaves everything as it is. Until then it is the first one, sent twice:
+// timeout(1) signals its child and the child's group.
+const signalPause = 2 * time.Second
 
 // The quick campaign ends by the time. What it needs at the end is a part of its three minutes.
 const (
