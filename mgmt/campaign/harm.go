@@ -58,8 +58,11 @@ func (r *rig) harm(ctx context.Context, k *kind, target string, f *fault, later 
 		done, err := r.api.InjectDriver(ctx, target, api.Inject{Kind: k.name, Seed: f.arg})
 		return injectedWhat(k, done, err)
 	case injectClient:
+		if err := r.ready(ctx, target); err != nil {
+			return "", err
+		}
 		v := r.victims[target]
-		done, err := r.api.InjectVM(ctx, v.name, api.Inject{Kind: k.name, Seed: f.arg})
+		done, err := r.api.InjectDriver(ctx, target, api.Inject{Kind: k.name, Seed: f.arg, Set: map[string]string{"client": v.name}})
 		if err == nil {
 			later.broken = append(later.broken, v)
 		}
