@@ -55,7 +55,7 @@ func (r *rig) harm(ctx context.Context, k *kind, target string, f *fault, later 
 		if err := r.ready(ctx, target); err != nil {
 			return "", err
 		}
-		done, err := r.api.InjectDriver(ctx, target, api.Inject{Kind: k.name, Seed: f.arg})
+		done, err := r.api.InjectDriver(ctx, target, api.Inject{Kind: k.name, Seed: f.arg, Set: f.set})
 		return injectedWhat(k, done, err)
 	case injectClient:
 		if err := r.ready(ctx, target); err != nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -128,6 +129,7 @@ const (
 	secondShare = 5 // one in so many; more often where the first one does nothing by itself
 	maxGap      = 150 * time.Millisecond
 	maxLead     = 15 * time.Millisecond
+	maxFlips    = 7 // up to 64 bits
 )
 
 // fault is one fault, all of which follows from its seed and the list of kinds.
@@ -138,6 +140,7 @@ type fault struct {
 	target string
 	lead   time.Duration // how long clients are at work before it
 	arg    uint64        // seed for inject
+	set    map[string]string
 	pause  time.Duration // how long there is no graild, if it is killed
 	second *second
 }
@@ -184,6 +187,9 @@ func plan(seed uint64, among []kind) fault {
 	f.lead = time.Duration(rnd.Int64N(int64(maxLead)))
 	f.pause = time.Duration(rnd.Int64N(int64(maxGap)))
 	f.arg = rnd.Uint64N(maxSeed)
+	if f.kind.lies {
+		f.set = map[string]string{"bits": strconv.Itoa(1 << rnd.IntN(maxFlips))} // one does nothing, most often
+	}
 	share := secondShare
 	if !f.kind.dies && f.kind.way != inject && f.kind.way != injectClient {
 		share = 2

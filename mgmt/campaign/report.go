@@ -171,19 +171,18 @@ func (p *report) table(took time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	by := map[key]*sums{}
-	var total sums
+	var total, twice sums
 	var stalls, others []float64
 	for _, r := range p.rows {
-		kind := r.Kind
-		if r.Second != "" {
-			kind += " + another"
-		}
-		k := key{kind, r.Target}
+		k := key{r.Kind, r.Target}
 		if by[k] == nil {
 			by[k] = &sums{}
 		}
 		by[k].add(r)
 		total.add(r)
+		if r.Second != "" {
+			twice.add(r)
+		}
 		if r.Verdict != refused {
 			stalls, others = append(stalls, r.StallMs), append(others, r.Bystander)
 		}
@@ -194,6 +193,7 @@ func (p *report) table(took time.Duration) {
 		by[k].line(w, k.kind, k.target)
 	}
 	total.line(w, "all", "")
+	twice.line(w, "of these with a second fault", "")
 	_ = w.Flush()
 	bad := 0
 	for _, r := range p.looks {
