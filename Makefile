@@ -36,6 +36,7 @@ model: ## check the models of the ring and its hand-over with spin, large bounds
 	@$(GO) test -count=1 -timeout 30m -run TestModels ./ring/model -full
 
 campaign: build ## 10,000 faults of every kind in at most an hour, with verdicts, to campaign.json; QUICK=1: 3 minutes; SEED= repeats a run, ONE= one fault
+	@$(if $(QUICK),,images/setup linux)
 	@$(GO) build -trimpath -o $(BIN)/ ./mgmt/campaign
 	@$(BIN)/campaign $(if $(QUICK),-quick) $(if $(SEED),-seed $(SEED)) $(if $(ONE),-one $(ONE)) $(if $(ENGINE),-engine $(ENGINE)) -o campaign.json
 

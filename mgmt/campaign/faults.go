@@ -22,6 +22,7 @@ type faults struct {
 	limit   time.Duration // how long, at most
 	rigs    int           // at a time
 	among   []kind
+	linux   bool   // also in a rig with a Linux VM
 	quick   bool   // as many as there is time for
 	results string // file, or empty
 	keep    string // folder for evidence
@@ -55,7 +56,13 @@ func (c *faults) run(ctx context.Context) (err error) {
 	switch {
 	case c.only != nil:
 		f := plan(*c.only, c.among)
+		if f.kind == nil {
+			return fmt.Errorf("seed %d means none of these kinds of fault", *c.only)
+		}
 		engines, c.rigs, c.count = []hv.Engine{f.engine}, 1, 1
+		if c.linux = *c.only&onLinux != 0; c.linux {
+			c.rigs = 0
+		}
 		c.say("fault %d: %s of %s, engine %s", *c.only, f.name(), f.target, f.engine)
 	case c.quick:
 		c.count = maxQuick
@@ -83,12 +90,22 @@ func (c *faults) run(ctx context.Context) (err error) {
 		c.report.live(work, begin)
 	}()
 	var wg sync.WaitGroup
-	broken := make([]error, c.rigs)
+	broken := make([]error, c.rigs+1)
 	for i := range c.rigs {
 		wg.Go(func() {
-			if broken[i] = c.lane(work, ctx, i, engines[i%len(engines)]); broken[i] != nil {
+			e := engines[i%len(engines)]
+			broken[i] = c.lane(work, ctx, i, e, false, func(name string) (bench, error) { return c.newRig(work, name, e) })
+			if broken[i] != nil {
 				stop()
 			}
+		})
+	}
+	if why := c.noLinux(); c.linux && why != nil {
+		c.say("no rig with a Linux VM: %v", why)
+	} else if c.linux {
+		wg.Go(func() {
+			e := engines[0]
+			broken[c.rigs] = c.lane(work, ctx, c.rigs, e, true, func(name string) (bench, error) { return c.newLinuxRig(work, name, e) })
 		})
 	}
 	wg.Wait()
@@ -130,23 +147,31 @@ func (c *faults) engines() ([]hv.Engine, error) {
 	return list, nil
 }
 
+// bench is where faults happen, one after the other.
+type bench interface {
+	try(ctx context.Context, f *fault) (*judge, error)
+	// lastLook brings the clients' work to its end and looks at all that they wrote. Errors: something is not as it must be.
+	lastLook(ctx context.Context) error
+	base() *rig
+}
+
 // lane brings faults about, one after the other, in one rig after the other, until there are no more. What has begun when work ends is brought to
 // its end, and looked at; when ctx ends, it is only cleaned up. Errors: no rig can be built.
-func (c *faults) lane(work, ctx context.Context, n int, e hv.Engine) error {
+func (c *faults) lane(work, ctx context.Context, n int, e hv.Engine, linux bool, build func(name string) (bench, error)) error {
 	rnd := rand.New(rand.NewPCG(c.seed, uint64(n)))
-	var r *rig
+	var r bench
 	made, failures := 0, 0
 	defer func() {
 		if r != nil {
-			r.destroy()
+			r.base().destroy()
 		}
 	}()
 	for id := range c.next {
 		for r == nil {
 			made++
-			var err error
-			if r, err = c.newRig(work, fmt.Sprintf("r%d-%d", n, made), e); err == nil {
-				failures = 0
+			b, err := build(fmt.Sprintf("r%d-%d", n, made))
+			if err == nil {
+				r, failures = b, 0
 				break
 			}
 			if work.Err() != nil {
@@ -157,7 +182,7 @@ func (c *faults) lane(work, ctx context.Context, n int, e hv.Engine) error {
 			}
 			c.say("rig: %v", err)
 		}
-		seed := newSeed(rnd, e)
+		seed := newSeed(rnd, e, linux)
 		if c.only != nil {
 			seed = *c.only
 		}
@@ -167,17 +192,17 @@ func (c *faults) lane(work, ctx context.Context, n int, e hv.Engine) error {
 			return nil // interrupted
 		}
 		j.ID = id
-		r.done++
+		r.base().done++
 		bad := j.Verdict == failed || j.Verdict == silent
 		if bad {
-			j.Evidence = c.evidence(r, j)
+			j.Evidence = c.evidence(r.base(), j)
 		}
 		c.report.add(j.row)
 		switch {
 		case bad:
-			r.destroy()
+			r.base().destroy()
 			r = nil
-		case r.done >= rigLife:
+		case r.base().done >= rigLife:
 			c.finish(ctx, r, id)
 			r = nil
 		}
@@ -190,9 +215,9 @@ func (c *faults) lane(work, ctx context.Context, n int, e hv.Engine) error {
 }
 
 // finish takes the last look at a rig and removes it. What that finds is LOST, by some fault of that rig.
-func (c *faults) finish(ctx context.Context, r *rig, id int) {
-	begin := time.Now()
-	err := r.lastLook(ctx)
+func (c *faults) finish(ctx context.Context, b bench, id int) {
+	begin, r := time.Now(), b.base()
+	err := b.lastLook(ctx)
 	if ctx.Err() == nil {
 		j := &judge{r: r, f: &fault{kind: &kind{name: "last look"}}, row: row{ID: id, Kind: "last look", Target: block, Engine: r.engine, Rig: r.name, At: begin,
 			What: fmt.Sprintf("looked at all data after %d faults", r.done), Verdict: recovered}}

@@ -24,6 +24,7 @@ const (
 	killClient              // the process of one of its clients
 	killGraild              // graild, which is started again a little later
 	upgrade                 // none: the driver's program is replaced
+	killQEMU                // the QEMU of a Linux VM that is a client
 	outage                  // every instance of the driver is killed as it comes, until its policy applies
 )
 
@@ -67,6 +68,7 @@ var ownKinds = []kind{
 	{name: "client:kill", way: killClient, weight: 4, on: []string{block, network}, killed: true, look: shortLook},
 	{name: "graild:kill", way: killGraild, weight: 5, on: all, look: shortLook},
 	{name: "upgrade", way: upgrade, weight: 3, on: all, look: shortLook},
+	{name: "qemu:kill", way: killQEMU, weight: 1, on: []string{block}, killed: true, look: shortLook},
 	{name: "outage", way: outage, weight: 1, on: []string{block, network}, dies: true, killed: true, fails: true},
 }
 
@@ -121,6 +123,11 @@ func injectedKinds() (list []kind) {
 // typeOf are the types of the rig's drivers.
 var typeOf = map[string]string{block: "blk", network: "net", console: "console"}
 
+// forLinux reports whether a rig with a Linux VM has that kind: its one client cannot be killed without booting another one, nor go on after an error.
+func (k *kind) forLinux() bool {
+	return slices.Contains(k.on, block) && !k.fails && k.way != killClient && k.way != injectClient && k.way != outage
+}
+
 // seconds are the kinds that may follow another one during its recovery.
 var seconds = []string{"kill", "vmm:kill", "spare:kill", "client:kill", "graild:kill"}
 
@@ -155,11 +162,20 @@ type second struct {
 // maxSeed bounds the seeds of faults: a JSON number has 53 bits for everybody.
 const maxSeed = 1 << 48
 
-// newSeed returns the seed of a fault on rigs with that engine: the lowest bit tells.
-func newSeed(rnd *rand.Rand, e hv.Engine) uint64 {
-	seed := rnd.Uint64N(maxSeed) &^ 1
+// Bits of a seed that say what kind of rig it is for.
+const (
+	onProcess = 1 << iota // its engine is process, and not kvm
+	onLinux               // its client is a Linux VM
+)
+
+// newSeed returns the seed of a fault on rigs with that engine, and with a Linux VM for a client or without.
+func newSeed(rnd *rand.Rand, e hv.Engine, linux bool) uint64 {
+	seed := rnd.Uint64N(maxSeed) &^ (onProcess | onLinux)
 	if e == hv.EngineProcess {
-		seed |= 1
+		seed |= onProcess
+	}
+	if linux {
+		seed |= onLinux
 	}
 	return seed
 }
@@ -168,10 +184,16 @@ func newSeed(rnd *rand.Rand, e hv.Engine) uint64 {
 func plan(seed uint64, among []kind) fault {
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	f := fault{seed: seed, engine: hv.EngineKVM}
-	if seed&1 != 0 {
+	if seed&onProcess != 0 {
 		f.engine = hv.EngineProcess
 	}
-	among = slices.DeleteFunc(slices.Clone(among), func(k kind) bool { return len(k.engines) > 0 && !slices.Contains(k.engines, f.engine) })
+	linux := seed&onLinux != 0
+	among = slices.DeleteFunc(slices.Clone(among), func(k kind) bool {
+		return len(k.engines) > 0 && !slices.Contains(k.engines, f.engine) || linux && !k.forLinux() || !linux && k.way == killQEMU
+	})
+	if len(among) == 0 {
+		return f
+	}
 	sum := 0
 	for _, k := range among {
 		sum += k.weight
@@ -184,6 +206,9 @@ func plan(seed uint64, among []kind) fault {
 		}
 	}
 	f.target = f.kind.on[rnd.IntN(len(f.kind.on))]
+	if linux {
+		f.target = block
+	}
 	f.lead = time.Duration(rnd.Int64N(int64(maxLead)))
 	f.pause = time.Duration(rnd.Int64N(int64(maxGap)))
 	f.arg = rnd.Uint64N(maxSeed)
@@ -194,7 +219,7 @@ func plan(seed uint64, among []kind) fault {
 	if !f.kind.dies && f.kind.way != inject && f.kind.way != injectClient {
 		share = 2
 	}
-	if rnd.IntN(share) == 0 {
+	if rnd.IntN(share) == 0 && !linux {
 		s := &second{kind: kindOf(seconds[rnd.IntN(len(seconds))]), target: f.target}
 		if rnd.IntN(3) == 0 { // another driver, at the same time
 			s.target = all[rnd.IntN(len(all))]

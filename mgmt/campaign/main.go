@@ -46,6 +46,7 @@ func main() {
 		if f.quick {
 			f.limit = quickLimit
 		}
+		f.linux = !f.quick
 		switch {
 		case c.systems || c.crashes > 0:
 			c.crashes = cmp.Or(c.crashes, 1000)

@@ -18,7 +18,7 @@ func TestPlan(t *testing.T) {
 	seen := map[string]bool{}
 	for range 20000 {
 		for _, e := range []hv.Engine{hv.EngineKVM, hv.EngineProcess} {
-			seed := newSeed(rnd, e)
+			seed := newSeed(rnd, e, false)
 			f := plan(seed, kinds)
 			if g := plan(seed, kinds); !reflect.DeepEqual(f, g) {
 				t.Fatalf("seed %d means %+v, and %+v", seed, f, g)
@@ -32,7 +32,15 @@ func TestPlan(t *testing.T) {
 			}
 		}
 	}
+	for range 2000 {
+		if f := plan(newSeed(rnd, hv.EngineKVM, true), kinds); f.target != block || f.second != nil || !f.kind.forLinux() {
+			t.Fatalf("%+v for a rig with a Linux VM", f)
+		}
+	}
 	for _, k := range kinds {
+		if k.way == killQEMU {
+			continue
+		}
 		for _, target := range k.on {
 			for _, e := range []hv.Engine{hv.EngineKVM, hv.EngineProcess} {
 				want := len(k.engines) == 0

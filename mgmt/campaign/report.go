@@ -183,8 +183,11 @@ func (p *report) table(took time.Duration) {
 		if r.Second != "" {
 			twice.add(r)
 		}
-		if r.Verdict != refused {
-			stalls, others = append(stalls, r.StallMs), append(others, r.Bystander)
+		if r.StallMs > 0 {
+			stalls = append(stalls, r.StallMs)
+		}
+		if r.Bystander > 0 {
+			others = append(others, r.Bystander)
 		}
 	}
 	w := tabwriter.NewWriter(p.out, 0, 0, 2, ' ', tabwriter.AlignRight)

@@ -117,13 +117,9 @@ func (c *campaign) newRig(ctx context.Context, name string, e hv.Engine) (_ *rig
 	if err != nil {
 		return nil, err
 	}
-	seed := strconv.FormatUint(c.seed&(maxSeed-1), 10)
-	verify := func(disk string, more ...string) []string {
-		return append([]string{"-serve", "-disk", disk, "-mib", strconv.Itoa(servedMiB), "-workers", strconv.Itoa(servedBy), "-seed", seed}, more...)
-	}
-	r.writer = r.add("w", block, "examples/verify", verify("d"), &api.DiskRef{Driver: block, Disk: "d"}, nil)
-	r.victims[block] = r.add("v", block, "examples/verify", verify("e", "-dirty"), &api.DiskRef{Driver: block, Disk: "e"}, nil)
-	by := r.add(bystanderVM, bystander, "examples/verify", verify("f"), &api.DiskRef{Driver: bystander, Disk: "f"}, nil)
+	r.writer = r.add("w", block, "examples/verify", verifyArgs(c.seed, "d"), &api.DiskRef{Driver: block, Disk: "d"}, nil)
+	r.victims[block] = r.add("v", block, "examples/verify", append(verifyArgs(c.seed, "e"), "-dirty"), &api.DiskRef{Driver: block, Disk: "e"}, nil)
+	by := r.add(bystanderVM, bystander, "examples/verify", verifyArgs(c.seed, "f"), &api.DiskRef{Driver: bystander, Disk: "f"}, nil)
 	serve := r.add("s", network, "examples/netcheck", []string{"serve"}, nil, &api.NetRef{Driver: network, Port: "a"})
 	r.victims[network] = r.add("n", network, "examples/netcheck", []string{"probe", net.Ports[0].Address.Addr().String()}, nil, &api.NetRef{Driver: network, Port: "b"})
 	for _, v := range r.clients {
@@ -137,6 +133,11 @@ func (c *campaign) newRig(ctx context.Context, name string, e hv.Engine) (_ *rig
 	r.events = r.watch()
 	r.log = &logReader{c: r.writer}
 	return r, nil
+}
+
+// verifyArgs are the arguments of a verifying client of a disk.
+func verifyArgs(seed uint64, disk string) []string {
+	return []string{"-serve", "-disk", disk, "-mib", strconv.Itoa(servedMiB), "-workers", strconv.Itoa(servedBy), "-seed", strconv.FormatUint(seed, 10)}
 }
 
 // add describes a client.
@@ -196,13 +197,6 @@ func (r *rig) processes(of string) (list []*hv.Process) {
 	return list
 }
 
-// close ends the rig, after a last look at all data. Errors: something is not as it must be.
-func (r *rig) close(ctx context.Context) error {
-	err := r.lastLook(ctx)
-	r.destroy()
-	return err
-}
-
 // lastLook ends the writer and has the host compare the disk with what it wrote.
 func (r *rig) lastLook(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, endLimit)
@@ -249,6 +243,8 @@ func (r *rig) lastLook(ctx context.Context) error {
 func (r *rig) destroy() {
 	if r.events != nil {
 		r.events.stop()
+	}
+	if r.log != nil {
 		r.log.close()
 	}
 	for _, v := range r.clients {

@@ -44,7 +44,7 @@ type row struct {
 	Rig       string    `json:"rig"`
 	Verdict   verdict   `json:"verdict"`
 	RecoverMs float64   `json:"recoverMs,omitempty"` // from the crash to the first completed request, by graild's record
-	StallMs   float64   `json:"stallMs"`             // longest request of the target's clients
+	StallMs   float64   `json:"stallMs,omitempty"`   // longest request of the target's clients
 	Bystander float64   `json:"bystanderMs"`         // longest request of the VM that had nothing to do with it
 	Cause     string    `json:"cause,omitempty"`     // of the driver's death; empty: it lived
 	What      string    `json:"what"`                // what was done
@@ -79,7 +79,9 @@ func (j *judge) note(list *[]string, format string, args ...any) {
 }
 
 // try brings a fault about and judges it. Errors: none of the fault's; the campaign is over.
-func (r *rig) try(ctx context.Context, f *fault) (*judge, error) {
+func (r *rig) try(ctx context.Context, f *fault) (*judge, error) { return r.judge(ctx, f, r.happen) }
+
+func (r *rig) judge(ctx context.Context, f *fault, happen func(context.Context, *judge) error) (*judge, error) {
 	j := &judge{r: r, f: f, row: row{Seed: f.seed, Kind: f.kind.name, Target: f.target, Engine: f.engine, Rig: r.name, At: time.Now()}}
 	if f.second != nil {
 		j.Second = f.second.kind.name
@@ -89,7 +91,7 @@ func (r *rig) try(ctx context.Context, f *fault) (*judge, error) {
 	}
 	limited, cancel := context.WithTimeout(ctx, faultLimit)
 	defer cancel()
-	err := r.happen(limited, j)
+	err := happen(limited, j)
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
