@@ -34,11 +34,12 @@ type host struct {
 	known   map[netip.Addr]mac // of answers to our ARP requests
 	asked   netip.Addr         // the last one that we asked for
 
-	answered int // requests of others
+	patience time.Duration // how long a request is repeated
+	answered int           // requests of others
 }
 
 func newHost(l link, m mac, addr netip.Prefix, gateway netip.Addr) *host {
-	h := &host{link: l, mac: m, addr: addr, gateway: gateway, known: map[netip.Addr]mac{}}
+	h := &host{link: l, mac: m, addr: addr, gateway: gateway, known: map[netip.Addr]mac{}, patience: patience}
 	for range batch {
 		h.bufs = append(h.bufs, make([]byte, 0, frameBytes))
 	}
@@ -106,12 +107,12 @@ func (h *host) serve(ctx context.Context) error {
 // errSilent is wrapped by what says who did not answer.
 var errSilent = errors.New("no answer")
 
-// patience is how long a request is repeated.
+// patience is how long a request is repeated, unless the host has another.
 const patience = 5 * time.Second
 
 // ask sends a request again and again until it is answered; done says so.
 func (h *host) ask(ctx context.Context, request []byte, again time.Duration, done func() bool, each func(packet)) (sent int, err error) {
-	limit := time.Now().Add(patience)
+	limit := time.Now().Add(h.patience)
 	for !done() {
 		if ctx.Err() != nil {
 			return sent, ctx.Err()

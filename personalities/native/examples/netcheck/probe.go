@@ -15,6 +15,9 @@ import (
 // probeEchoes is how many datagrams a probe is.
 const probeEchoes = 3
 
+// probePatience is how long a datagram is repeated: whoever probes has less patience.
+const probePatience = time.Minute
+
 // probes echoes at the request of whoever is at the other end of in and out, until in ends, and goes on after errors. One line is one command:
 //
 //	pace US     a datagram each so many microseconds; 0, as in the beginning: none
@@ -27,6 +30,7 @@ func (h *host) probes(ctx context.Context, addr netip.Addr, size int, in io.Read
 	if err != nil {
 		return err
 	}
+	h.patience = probePatience
 	fmt.Fprintln(out, "ready")
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
