@@ -31,13 +31,18 @@ func (r *rig) whileDown(ctx context.Context, f func() error) error {
 	}
 }
 
-// look describes a driver, also when graild is just starting.
-func (r *rig) look(ctx context.Context, driver string) (d api.Driver, err error) {
-	err = r.whileDown(ctx, func() error {
-		d, err = r.api.Driver(ctx, driver)
+// look describes all drivers, also when graild is just starting. It asks no VM: that would take longer.
+func (r *rig) look(ctx context.Context) (map[string]api.Driver, error) {
+	var list []api.Driver
+	err := r.whileDown(ctx, func() (err error) {
+		list, err = r.api.Drivers(ctx)
 		return err
 	})
-	return d, err
+	drivers := map[string]api.Driver{}
+	for _, d := range list {
+		drivers[d.Name] = d
+	}
+	return drivers, err
 }
 
 // harm brings a fault about, and says what was done. later collects what goes on beyond that and has to be waited for. Errors: errRefused.
@@ -68,20 +73,17 @@ func (r *rig) harm(ctx context.Context, k *kind, target string, f *fault, later 
 		}
 		return injectedWhat(k, done, err)
 	case killVMM:
-		d, err := r.look(ctx, target)
+		d, err := r.look(ctx)
 		if err != nil {
 			return "", err
 		}
-		return r.kill(fmt.Sprintf("driver:%s:", target), func(pid int) bool { return pid == d.PID })
+		return r.kill(fmt.Sprintf("driver:%s:", target), func(pid int) bool { return pid == d[target].PID })
 	case killSpare:
-		if err := r.awaitSpare(ctx, target); err != nil {
-			return "", err
-		}
-		d, err := r.look(ctx, target)
+		serving, err := r.awaitSpare(ctx, target)
 		if err != nil {
 			return "", err
 		}
-		return r.kill(fmt.Sprintf("driver:%s:", target), func(pid int) bool { return pid != d.PID })
+		return r.kill(fmt.Sprintf("driver:%s:", target), func(pid int) bool { return pid != serving })
 	case killClient:
 		v := r.victims[target]
 		what, err := r.kill(fmt.Sprintf("vm:%s:", v.name), func(int) bool { return true })
@@ -164,10 +166,11 @@ func (l *later) do(f func() error) {
 func (r *rig) ready(ctx context.Context, driver string) error {
 	limit := time.Now().Add(serveLimit)
 	for {
-		d, err := r.look(ctx, driver)
+		list, err := r.look(ctx)
 		if err != nil {
 			return err
 		}
+		d := list[driver]
 		if d.State == api.Ready {
 			return nil
 		}
@@ -185,22 +188,23 @@ func (r *rig) ready(ctx context.Context, driver string) error {
 // spareLimit is how long a spare is waited for.
 const spareLimit = 3 * time.Second
 
-func (r *rig) awaitSpare(ctx context.Context, driver string) error {
+// awaitSpare returns when a driver has a spare, and the process that serves. Errors: errRefused, it has none.
+func (r *rig) awaitSpare(ctx context.Context, driver string) (pid int, err error) {
 	for limit := time.Now().Add(spareLimit); ; {
-		d, err := r.look(ctx, driver)
+		list, err := r.look(ctx)
 		if err != nil {
-			return err
+			return 0, err
 		}
-		if d.Spare {
-			return nil
+		if list[driver].Spare {
+			return list[driver].PID, nil
 		}
 		if time.Now().After(limit) {
-			return fmt.Errorf("%w: driver %s has no spare", errRefused, driver)
+			return 0, fmt.Errorf("%w: driver %s has no spare", errRefused, driver)
 		}
 		select {
 		case <-time.After(watchPause):
 		case <-ctx.Done():
-			return ctx.Err()
+			return 0, ctx.Err()
 		}
 	}
 }

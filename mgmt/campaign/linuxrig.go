@@ -147,7 +147,7 @@ func (l *linuxRig) happen(ctx context.Context, j *judge) error {
 	for _, v := range r.clients {
 		v.fresh()
 	}
-	d, err := r.look(ctx, block)
+	before, err := r.look(ctx)
 	if err != nil {
 		return err
 	}
@@ -161,7 +161,7 @@ func (l *linuxRig) happen(ctx context.Context, j *judge) error {
 	if err != nil {
 		return err
 	}
-	dead := r.awaitDeaths(ctx, j, map[string]api.Driver{block: d})
+	dead := r.awaitDeaths(ctx, j, before)
 	for _, end := range after.ends {
 		select {
 		case err := <-end:
@@ -174,10 +174,10 @@ func (l *linuxRig) happen(ctx context.Context, j *judge) error {
 	}
 	limit, cancel := context.WithTimeout(ctx, linuxServeLimit)
 	defer cancel()
-	r.forgive(limit, dead)
-	if j.suspect(block) && len(dead) == 0 {
-		if _, err := r.api.RestartDriver(limit, block); err != nil && !api.Down(err) {
-			j.lost("a driver that survived its fault is not replaced on request: %v", err)
+	events, _ := r.events.seen()
+	if f.kind.taints && len(dead) == 0 {
+		if err := r.renew(limit, block); err != nil {
+			j.lost("a driver that survived its fault: %v", err)
 		}
 	}
 	if f.kind.way == killQEMU {
@@ -202,11 +202,11 @@ func (l *linuxRig) happen(ctx context.Context, j *judge) error {
 			j.lost("the Linux VM: %v", err)
 		}
 	}
-	if err := r.serves(limit, block, nil); err != nil {
+	if err := r.serve(limit, nil); err != nil {
 		j.lost("%v", err)
 	}
 	r.probeAll(limit, j, nil, nil)
-	r.verify(limit, j, nil)
+	r.verify(limit, j, events, nil)
 	r.settle(limit, j, dead)
 	return nil
 }

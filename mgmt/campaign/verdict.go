@@ -141,13 +141,9 @@ func (r *rig) happen(ctx context.Context, j *judge) error {
 	for _, v := range r.clients {
 		v.fresh()
 	}
-	before := map[string]api.Driver{}
-	for _, name := range all {
-		d, err := r.look(ctx, name)
-		if err != nil {
-			return err
-		}
-		before[name] = d
+	before, err := r.look(ctx)
+	if err != nil {
+		return err
 	}
 	users := r.users(f.targets())
 	for _, v := range users {
@@ -213,24 +209,19 @@ func (r *rig) happen(ctx context.Context, j *judge) error {
 			return ctx.Err()
 		}
 	}
-	r.forgive(ctx, dead)
 	limit, cancel := context.WithTimeout(ctx, serveLimit)
 	defer cancel()
-	for _, name := range all {
-		if err := r.serves(limit, name, out); err != nil {
-			j.lost("%v", err)
-		}
+	if err := r.serve(limit, out); err != nil {
+		j.lost("%v", err)
 	}
 	r.probeAll(limit, j, users, out)
 	for _, v := range users {
 		v.pace(0)
 	}
-	for _, name := range f.targets() {
-		if j.suspect(name) && !slices.Contains(dead, name) {
-			if _, err := r.api.RestartDriver(limit, name); err != nil && !api.Down(err) {
-				j.lost("a driver that survived its fault is not replaced on request: %v", err)
-			}
-			dead = append(dead, name)
+	events, _ := r.events.seen()
+	if f.kind.taints && !slices.Contains(dead, f.target) {
+		if err := r.renew(limit, f.target); err != nil {
+			j.lost("a driver that survived its fault: %v", err)
 		}
 	}
 	for _, v := range after.broken {
@@ -246,13 +237,35 @@ func (r *rig) happen(ctx context.Context, j *judge) error {
 			j.lost("VM %s was ended and does not start again: %v", v.name, err)
 		}
 	}
-	r.verify(limit, j, out)
+	r.verify(limit, j, events, out)
 	r.settle(limit, j, dead)
 	return nil
 }
 
-// suspect reports whether a driver that lives is not what it was.
-func (j *judge) suspect(driver string) bool { return driver == j.f.target && j.f.kind.taints }
+// renew kills a driver that is not what it was, and returns when its next instance serves. That takes its spare, and costs less than a restart.
+func (r *rig) renew(ctx context.Context, driver string) error {
+	before, err := r.look(ctx)
+	if err != nil {
+		return err
+	}
+	switch _, err := r.api.CrashDriver(ctx, driver, "kill"); {
+	case api.KindOf(err) == api.Busy: // it has just died
+	case err != nil && !api.Down(err):
+		return err
+	}
+	for ctx.Err() == nil {
+		_, more := r.events.seen()
+		if now, err := r.look(ctx); err == nil && now[driver].Crashes > before[driver].Crashes {
+			break
+		}
+		select {
+		case <-more:
+		case <-time.After(askGap):
+		case <-ctx.Done():
+		}
+	}
+	return r.serve(ctx, nil)
+}
 
 func wait(ctx context.Context, d time.Duration) {
 	select {
@@ -279,8 +292,8 @@ const deathLimit = 15 * time.Second
 func (r *rig) awaitDeaths(ctx context.Context, j *judge, before map[string]api.Driver) (dead []string) {
 	f := j.f
 	died := func(name string) bool {
-		d, err := r.look(ctx, name)
-		return err == nil && d.Crashes > before[name].Crashes
+		now, err := r.look(ctx)
+		return err == nil && now[name].Crashes > before[name].Crashes
 	}
 	look := func(name string, k *kind) {
 		limit := time.Now().Add(k.look)
@@ -313,9 +326,12 @@ func (r *rig) awaitDeaths(ctx context.Context, j *judge, before map[string]api.D
 	if f.second != nil && (f.second.target != f.target || !slices.Contains(dead, f.target)) {
 		look(f.second.target, f.second.kind)
 	}
-	for _, name := range all {
-		if !slices.Contains(dead, name) && died(name) {
-			dead = append(dead, name)
+	if f.second != nil {
+		now, _ := r.look(ctx)
+		for _, name := range all {
+			if !slices.Contains(dead, name) && now[name].Crashes > before[name].Crashes {
+				dead = append(dead, name)
+			}
 		}
 	}
 	return dead
@@ -331,41 +347,37 @@ func (r *rig) nudge(driver string) {
 	}
 }
 
-// forgive tells graild that early deaths were on purpose, where it cannot know.
-func (r *rig) forgive(ctx context.Context, drivers []string) {
-	for _, name := range drivers {
-		d, err := r.look(ctx, name)
-		if err == nil && (d.State == api.BackOff || d.State == api.CrashLoop) {
-			_, _ = r.api.ResumeDriver(ctx, name) // what comes of it is looked at anyway
-		}
-	}
-}
-
-// serves returns when a driver serves all of its clients that live. Errors: not in time.
-func (r *rig) serves(ctx context.Context, driver string, dead []*client) error {
-	var d api.Driver
-	var err error
+// serve returns when all drivers serve all of their clients, except of those that are out of it. graild cannot know which early deaths were on purpose,
+// and is told to go on where it waits. Errors: not in time.
+func (r *rig) serve(ctx context.Context, out []*client) error {
 	for {
 		_, more := r.events.seen()
-		if d, err = r.look(ctx, driver); err == nil && d.State == api.Ready && !slices.ContainsFunc(d.Clients, func(b api.Binding) bool {
-			return !b.Attached && !slices.ContainsFunc(dead, func(v *client) bool { return v.name == b.Name })
-		}) {
-			return nil
+		list, err := r.look(ctx)
+		var wrong []string
+		for _, d := range list {
+			if d.State == api.BackOff || d.State == api.CrashLoop {
+				_, _ = r.api.ResumeDriver(ctx, d.Name) // what comes of it is seen in the next round
+			}
+			if d.State != api.Ready {
+				wrong = append(wrong, fmt.Sprintf("driver %s is %s %s", d.Name, d.State, d.Message))
+			}
+			for _, b := range d.Clients {
+				if !b.Attached && !slices.ContainsFunc(out, func(v *client) bool { return v.name == b.Name }) {
+					wrong = append(wrong, fmt.Sprintf("driver %s does not serve %s/%s %s", d.Name, b.Name, b.Disk, b.Error))
+				}
+			}
 		}
-		if err == nil && (d.State == api.BackOff || d.State == api.CrashLoop) {
-			r.forgive(ctx, []string{driver})
+		if err == nil && len(wrong) == 0 {
+			return nil
 		}
 		select {
 		case <-more:
 		case <-time.After(askGap):
 		case <-ctx.Done():
-			var waiting []string
-			for _, b := range d.Clients {
-				if !b.Attached {
-					waiting = append(waiting, b.Name+"/"+b.Disk+" "+b.Error)
-				}
+			if err != nil && len(wrong) == 0 {
+				wrong = append(wrong, err.Error())
 			}
-			return fmt.Errorf("driver %s does not serve within %v: it is %s %s; not served: %q; %v", driver, serveLimit, d.State, d.Message, waiting, err)
+			return fmt.Errorf("not in time: %s", strings.Join(wrong, "; "))
 		}
 	}
 }
@@ -398,8 +410,9 @@ func (r *rig) probeAll(ctx context.Context, j *judge, users, dead []*client) {
 	wg.Wait()
 }
 
-// verify has clients check their data, and judges what they complained of since the fault.
-func (r *rig) verify(ctx context.Context, j *judge, fresh []*client) {
+// verify has clients check their data, and judges what they complained of since the fault, and what graild said of it. fresh are those that were started
+// anew.
+func (r *rig) verify(ctx context.Context, j *judge, events []api.Event, fresh []*client) {
 	f := j.f
 	for _, v := range r.clients {
 		if v.silent {
@@ -454,8 +467,7 @@ func (r *rig) verify(ctx context.Context, j *judge, fresh []*client) {
 		j.lost("graild, process %d, died by itself: %v", r.graild, err)
 	}
 	mayBeKilled := f.has(func(k *kind) bool { return k.killed })
-	list, _ := r.events.seen()
-	for _, e := range list {
+	for _, e := range events {
 		if e.Event == "driver died" && e.Details["cause"] == string(hv.CauseKilled) && !mayBeKilled {
 			j.lost("the process of driver %s ended without a last word: %s", e.Details["driver"], e.Details["why"])
 		}
