@@ -34,7 +34,7 @@ const linuxVM = "fio"
 // Time limits of a rig with a Linux VM, which boots.
 const (
 	linuxBuildLimit = 5 * time.Minute
-	linuxServeLimit = time.Minute
+	linuxServeLimit = 2 * time.Minute
 )
 
 // base implements bench.

@@ -286,7 +286,7 @@ func (r *rig) users(drivers []string) (list []*client) {
 }
 
 // deathLimit is how long a driver may take to die of a fault that is deadly: as long as it takes to find out a stall, on a busy host.
-const deathLimit = 15 * time.Second
+const deathLimit = 40 * time.Second
 
 // awaitDeaths returns the drivers that died of the fault. One that is to die is waited for; another one is looked at for a while.
 func (r *rig) awaitDeaths(ctx context.Context, j *judge, before map[string]api.Driver) (dead []string) {
@@ -463,8 +463,11 @@ func (r *rig) verify(ctx context.Context, j *judge, events []api.Event, fresh []
 		}
 	}
 	// What is trusted.
-	if v, err := r.api.Version(ctx); err != nil || v.PID != r.graild {
-		j.lost("graild, process %d, died by itself: %v", r.graild, err)
+	switch v, err := r.api.Version(ctx); {
+	case err != nil:
+		j.lost("graild does not answer: %v", err)
+	case v.PID != r.graild:
+		j.lost("graild, process %d, died by itself", r.graild)
 	}
 	mayBeKilled := f.has(func(k *kind) bool { return k.killed })
 	for _, e := range events {
