@@ -26,6 +26,34 @@ func NewMemory(name string, size uint64) (*os.File, error) {
 	return f, nil
 }
 
+// ForReading returns a second descriptor of f's memory by which nobody can change it, or map it to be changed. The caller owns it.
+func ForReading(f *os.File) (*os.File, error) { return reopen(f, os.O_RDONLY) }
+
+// ForWriting undoes ForReading, for those who may look into /proc.
+func ForWriting(f *os.File) (*os.File, error) { return reopen(f, os.O_RDWR) }
+
+func reopen(f *os.File, flags int) (*os.File, error) {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("hv: memory: %w", err)
+	}
+	var out *os.File
+	var oerr error
+	err = conn.Control(func(fd uintptr) {
+		var n int
+		if n, oerr = unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), flags|unix.O_CLOEXEC, 0); oerr == nil {
+			out = os.NewFile(uintptr(n), f.Name())
+		}
+	})
+	if err == nil {
+		err = oerr
+	}
+	if err != nil {
+		return nil, fmt.Errorf("hv: open memory %s once more: %w", f.Name(), err)
+	}
+	return out, nil
+}
+
 // NewSealed returns a memfd that holds content and can no longer be changed.
 func NewSealed(name string, content []byte) (*os.File, error) {
 	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)

@@ -7,15 +7,16 @@ type Cause string
 
 // The causes of a VM's end.
 const (
-	CauseExit   Cause = "exit"   // the guest ended itself; see Code
-	CauseSignal Cause = "signal" // a signal that the guest did not handle; see Signal and Fault
-	CauseStop   Cause = "stop"   // stopped on request
-	CauseMemory Cause = "memory" // the guest used up its memory reservation
-	CauseEngine Cause = "engine" // the engine failed, or the guest made the vCPU fail; see Message
-	CauseSetup  Cause = "setup"  // the VM never started; see Message
-	CauseKilled Cause = "killed" // the VMM was killed; made up by graild, there is no Report
-	CauseHang   Cause = "hang"   // the heartbeat stood still with work pending; made up by graild
-	CauseStall  Cause = "stall"  // requests that it had taken stood still while it beat; made up by graild
+	CauseExit     Cause = "exit"     // the guest ended itself; see Code
+	CauseSignal   Cause = "signal"   // a signal that the guest did not handle; see Signal and Fault
+	CauseStop     Cause = "stop"     // stopped on request
+	CauseMemory   Cause = "memory"   // the guest used up its memory reservation
+	CauseEngine   Cause = "engine"   // the engine failed, or the guest made the vCPU fail; see Message
+	CauseSetup    Cause = "setup"    // the VM never started; see Message
+	CauseKilled   Cause = "killed"   // the VMM was killed; made up by graild, there is no Report
+	CauseHang     Cause = "hang"     // the heartbeat stood still with work pending; made up by graild
+	CauseProtocol Cause = "protocol" // it broke the rules of a ring; made up by graild
+	CauseStall    Cause = "stall"    // requests that it had taken stood still while it beat; made up by graild
 )
 
 // Report is the last word of a grailvm process.

@@ -142,6 +142,8 @@ type AttachMem struct {
 	Base   uint64 `json:"base"`
 	Size   uint64 `json:"size"`
 	Offset uint64 `json:"offset"`
+	// ReadOnly keeps the driver from writing to it. FD should be a descriptor for reading alone.
+	ReadOnly bool `json:"readonly,omitempty"`
 }
 
 // AttachRing is one queue of an Attachment; see abi.Queue.

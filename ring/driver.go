@@ -30,6 +30,9 @@ type DriverConfig struct {
 	// Needs FeatureIndirect. IndirectMax 0 means no indirect descriptors.
 	IndirectTables uint64
 	IndirectMax    uint16
+
+	// UsedReadOnly says that the used ring cannot be written from here. It is zeroes, and Base 0, unless its device is no good.
+	UsedReadOnly bool
 }
 
 // IndirectBytes returns the length of the area for indirect tables of a queue.
@@ -74,8 +77,7 @@ func NewDriver(m *Memory, c DriverConfig) (*Driver, error) {
 	d := &Driver{
 		desc: desc, avail: avail, used: used, size: c.Size,
 		eventIdx: c.Features&FeatureEventIdx != 0,
-		availIdx: c.Base, published: c.Base, lastUsed: c.Base,
-		nfree: c.Size, next: make([]uint16, c.Size), slots: make([]slot, c.Size),
+		next:     make([]uint16, c.Size), slots: make([]slot, c.Size),
 	}
 	if c.IndirectMax > 0 {
 		if c.Features&FeatureIndirect == 0 {
@@ -93,20 +95,36 @@ func NewDriver(m *Memory, c DriverConfig) (*Driver, error) {
 		}
 		d.tablesAddr, d.tableMax = c.IndirectTables, uint32(c.IndirectMax)
 	}
+	if !c.UsedReadOnly {
+		clear(used)
+		store16(&used[offIdx], c.Base)
+		if d.eventIdx {
+			// As on a fresh device at index 0: the first request is announced by a kick.
+			store16(&used[offRing+8*int(c.Size)], c.Base)
+		}
+	}
+	d.restart(c.Base)
+	return d, nil
+}
+
+// Restart empties the queue, whatever its device has done to it: nothing is outstanding any more, and no offence stands. Both rings go on from
+// the index in the used ring, which the next device is to be given as DeviceConfig.LastAvail, with a log that was reset.
+// Precondition: no device is attached. The caller adds again what it wants done still, and rings the device's doorbell.
+func (d *Driver) Restart() { d.restart(load16(&d.used[offIdx])) }
+
+func (d *Driver) restart(base uint16) {
+	d.availIdx, d.published, d.lastUsed, d.err = base, base, base, nil
+	d.free, d.nfree = 0, d.size
 	for i := range d.next {
 		d.next[i] = uint16(i) + 1 // the last link is never followed: nfree says where the list ends
 	}
-	clear(desc)
-	clear(avail)
-	clear(used)
-	store16(&used[offIdx], c.Base)
-	store16(&avail[offIdx], c.Base)
+	clear(d.slots)
+	clear(d.desc)
+	clear(d.avail)
+	store16(&d.avail[offIdx], base)
 	if d.eventIdx {
-		d.setUsedEvent(c.Base - 1)
-		// As on a fresh device at index 0: the first request is announced by a kick.
-		store16(&used[offRing+8*int(c.Size)], c.Base)
+		d.setUsedEvent(base - 1)
 	}
-	return d, nil
 }
 
 // Add queues a request: readable segments first, then writable ones. Nothing is visible to the device before
@@ -330,6 +348,13 @@ func (d *Driver) Outstanding() int { return int(d.availIdx - d.lastUsed) }
 
 // Free returns the number of free descriptors: a chain takes one a segment, or one in all when indirect.
 func (d *Driver) Free() int { return int(d.nfree) }
+
+// Fail stops the use of the queue until Restart, for an offence of the device that only the caller can see. The first offence stands.
+func (d *Driver) Fail(err error) {
+	if d.err == nil {
+		d.err = err
+	}
+}
 
 // Err returns the device's offence, or nil while it has kept the rules.
 func (d *Driver) Err() error { return d.err }

@@ -30,7 +30,11 @@ func (m *Mapping) Unmap() {
 
 // Add maps one piece.
 func (m *Mapping) Add(fd int32, offset, size uint64) ([]byte, error) {
-	b, err := guest.MapGrant(fd, offset, size, true)
+	return m.add(fd, offset, size, true)
+}
+
+func (m *Mapping) add(fd int32, offset, size uint64, write bool) ([]byte, error) {
+	b, err := guest.MapGrant(fd, offset, size, write)
 	if err == nil {
 		m.areas = append(m.areas, b)
 	}
@@ -44,7 +48,7 @@ func (m *Mapping) AddRegions(a *abi.Attach) (*ring.Memory, error) {
 	}
 	var regions []ring.Region
 	for _, r := range a.Regions {
-		b, err := m.Add(r.FD, r.Offset, r.Size)
+		b, err := m.add(r.FD, r.Offset, r.Size, !r.ReadOnly)
 		if err != nil {
 			return nil, err
 		}

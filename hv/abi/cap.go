@@ -16,14 +16,16 @@ const (
 	CapControl         // a driver's control channel: one Message a read or write
 	CapStatus          // a driver's status page, to be mapped: see Status
 	CapDevice          // a host block device or file: SysDevIO, pread, pwrite, fdatasync
-	CapDisk            // a client's grant for one disk, to be mapped: see DiskGrant
+	CapDisk            // the buffers of a client's grant for one disk, to be mapped: see DiskGrant
 	CapKick            // doorbell from client to driver, eventfd semantics; Index is the queue
 	CapCall            // doorbell from driver to client, eventfd semantics; Index is the queue
 	CapGrant           // memory of another VM, to be mapped
 	CapLog             // an in-flight log, to be mapped
-	CapNet             // a client's grant for one network port, to be mapped: see hv/guest.NetGrant
+	CapNet             // the buffers of a client's grant for one network port, to be mapped: see hv/guest.NetGrant
 	CapPacket          // a packet device, a tap or a socket: one read or write is one packet, and none blocks
 	CapState           // memory in which a driver keeps what its successor is to know, to be mapped: see hv/state
+	CapRings           // the part of a client's grant that the client alone writes, to be mapped: see RingsAt
+	CapUsed            // the part of a client's grant that the driver alone writes, to be mapped for reading: see UsedAt
 )
 
 // Rights of a capability.

@@ -2,10 +2,7 @@ package abi
 
 import "encoding/binary"
 
-// DiskGrant describes the memory that a native client shares with a block driver VM. The grant starts with
-// one ring block per queue, QueueStride bytes apart; each holds a descriptor table, an available ring and
-// a used ring as ring.Layout places them. The rest, from PoolOffset on, is the client's buffer
-// pool. Descriptors name bytes of the grant by their offset from its start.
+// DiskGrant describes what a native client shares with a block driver VM, in the three parts that rings.go lays out.
 //
 // In Cap.Config, bytes 0 to 59 are a struct virtio_blk_config (virtio 1.2 §5.2.4 Device configuration layout),
 // bytes 60 and 61 the queue size and bytes 62 and 63 the number of queues, little-endian.
@@ -13,10 +10,6 @@ type DiskGrant struct {
 	QueueSize uint16 // descriptors a queue, a power of two
 	Queues    uint16 // number of queues
 }
-
-// QueueStride is the distance between the ring blocks of a disk grant in bytes; it holds a queue of up to
-// MaxDiskQueueSize descriptors with its event indices.
-const QueueStride = 16384
 
 // Bounds of a disk grant's geometry.
 const (
@@ -41,15 +34,8 @@ func (g DiskGrant) Put(config *[64]byte) {
 	binary.LittleEndian.PutUint16(config[62:], g.Queues)
 }
 
-// Valid reports whether the geometry is within bounds and fits a grant of size bytes with at least one
-// page of buffers.
-func (g DiskGrant) Valid(size uint64) bool {
+// Valid reports whether the geometry is within bounds.
+func (g DiskGrant) Valid() bool {
 	return g.QueueSize != 0 && g.QueueSize&(g.QueueSize-1) == 0 && g.QueueSize <= MaxDiskQueueSize &&
-		g.Queues != 0 && g.Queues <= MaxDiskQueues && g.PoolOffset()+4096 <= size
+		g.Queues != 0 && g.Queues <= MaxDiskQueues
 }
-
-// QueueOffset returns where queue i's ring block starts, in bytes from the start of the grant.
-func (g DiskGrant) QueueOffset(i int) uint64 { return uint64(i) * QueueStride }
-
-// PoolOffset returns where the buffer pool starts, in bytes from the start of the grant.
-func (g DiskGrant) PoolOffset() uint64 { return uint64(g.Queues) * QueueStride }

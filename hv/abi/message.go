@@ -56,6 +56,8 @@ type Region struct {
 	Base   uint64 `json:"base"`   // the address by which descriptors name its first byte
 	Size   uint64 `json:"size"`   // bytes
 	Offset uint64 `json:"offset"` // where in FD it starts, bytes
+	// ReadOnly says that the driver can only read it.
+	ReadOnly bool `json:"readonly,omitempty"`
 }
 
 // Queue is one virtqueue of a client; the three addresses are in its address space, as Region.Base.

@@ -158,7 +158,7 @@ func (v *vm) await(id uint64, c *client) error {
 func translate(a *hv.Attachment, fds []int) ([]hv.CapSpec, *abi.Attach, error) {
 	var specs []hv.CapSpec
 	var bad error
-	add := func(kind abi.CapKind, index uint16, fd int, size uint64) int32 {
+	add := func(kind abi.CapKind, index uint16, rights uint32, fd int, size uint64) int32 {
 		if fd < 0 {
 			return -1
 		}
@@ -167,22 +167,28 @@ func translate(a *hv.Attachment, fds []int) ([]hv.CapSpec, *abi.Attach, error) {
 			return -1
 		}
 		specs = append(specs, hv.CapSpec{Kind: kind, Name: a.Disk, Index: uint32(index),
-			Rights: abi.RightRead | abi.RightWrite, FD: fds[fd], Size: size})
+			Rights: rights, FD: fds[fd], Size: size})
 		return int32(len(specs) - 1)
 	}
+	const both = abi.RightRead | abi.RightWrite
 	msg := &abi.Attach{Client: a.Client, Disk: a.Disk, ReadOnly: a.ReadOnly, Features: a.Features, LogSize: a.LogSize}
 	for _, r := range a.Regions {
 		if r.Size > 1<<46 || r.Offset > 1<<46 {
 			return nil, nil, fmt.Errorf("region of %d bytes at %d", r.Size, r.Offset)
 		}
-		msg.Regions = append(msg.Regions, abi.Region{FD: add(abi.CapGrant, 0, r.FD, r.Offset+r.Size), Base: r.Base, Size: r.Size, Offset: r.Offset})
+		rights := both
+		if r.ReadOnly {
+			rights = abi.RightRead
+		}
+		msg.Regions = append(msg.Regions, abi.Region{FD: add(abi.CapGrant, 0, rights, r.FD, r.Offset+r.Size),
+			Base: r.Base, Size: r.Size, Offset: r.Offset, ReadOnly: r.ReadOnly})
 	}
 	for _, q := range a.Queues {
 		msg.Queues = append(msg.Queues, abi.Queue{Index: q.Index, Size: q.Size, LastAvail: q.LastAvail,
-			KickFD: add(abi.CapKick, q.Index, q.Kick, 0), CallFD: add(abi.CapCall, q.Index, q.Call, 0),
+			KickFD: add(abi.CapKick, q.Index, both, q.Kick, 0), CallFD: add(abi.CapCall, q.Index, both, q.Call, 0),
 			Desc: q.Desc, Avail: q.Avail, Used: q.Used})
 	}
-	msg.LogFD = add(abi.CapLog, 0, a.Log, a.LogSize)
+	msg.LogFD = add(abi.CapLog, 0, both, a.Log, a.LogSize)
 	return specs, msg, bad
 }
 

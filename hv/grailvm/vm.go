@@ -99,7 +99,16 @@ func (v *vm) install(specs []hv.CapSpec) ([]vfs.Installed, error) {
 	}
 	for i, c := range specs {
 		switch c.Kind {
-		case abi.CapStatus, abi.CapDisk, abi.CapNet, abi.CapGrant, abi.CapLog, abi.CapState:
+		case abi.CapStatus, abi.CapDisk, abi.CapNet, abi.CapRings, abi.CapUsed, abi.CapGrant, abi.CapLog, abi.CapState:
+			// The host's kernel maps it for the guest by what the descriptor allows.
+			mode, err := unix.FcntlInt(uintptr(c.FD), unix.F_GETFL, 0)
+			if err == nil && c.Rights&abi.RightWrite == 0 && mode&unix.O_ACCMODE != unix.O_RDONLY && c.Kind != abi.CapDisk {
+				err = fmt.Errorf("capability %q is to be read only, and its descriptor is not", c.Name)
+			}
+			if err != nil {
+				v.table.Remove(caps...)
+				return nil, err
+			}
 			fd, err := unix.FcntlInt(uintptr(c.FD), unix.F_DUPFD_CLOEXEC, 0)
 			if err != nil {
 				return nil, err

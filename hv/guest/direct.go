@@ -31,7 +31,7 @@ func (d *Disk) Alloc(n int) (*Buffer, error) {
 		return nil, fmt.Errorf("guest: buffer of %d bytes, the limit is %d", n, d.MaxBuffer())
 	}
 	off := d.pool.alloc(uint64(n))
-	return &Buffer{d: d, off: off, size: uint64(n), b: d.mem[off:][:n:n]}, nil
+	return &Buffer{d: d, off: off, size: uint64(n), b: d.buffers[off:][:n:n]}, nil
 }
 
 // MaxBuffer returns the largest buffer and the largest request, in bytes.

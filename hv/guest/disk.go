@@ -21,10 +21,10 @@ const maxRequest = 256 << 10
 
 // Disk is a disk of this VM, served by a driver VM. It is safe for concurrent use: requests spread over its
 // queues. Its methods wait as long as it takes, however often the driver VM dies meanwhile; an error means
-// that the request itself was refused, or that the device failed, or that the driver broke the ring's rules.
+// that the request itself was refused, or that the device failed. A driver VM that breaks the ring's rules is replaced as one that dies.
 type Disk struct {
 	name     string
-	mem      []byte
+	buffers  []byte
 	pool     *pool
 	queues   []*queue
 	size     int64
@@ -56,7 +56,7 @@ func OpenDisk(name string) (*Disk, error) {
 	if !ok {
 		return nil, fmt.Errorf("guest: no disk %q; this VM has %s", name, diskNames(caps))
 	}
-	mem, err := MapGrant(g.FD, 0, g.Size, true)
+	mem, err := mapMemory(caps, g)
 	if err != nil {
 		return nil, err
 	}
@@ -96,17 +96,16 @@ func diskNames(caps []abi.Cap) string {
 	return s[1:]
 }
 
-// NewDisk returns the disk in the grant mem, a page-aligned mapping whose geometry and virtio_blk_config stand
-// in config as abi.DiskGrant says, with each queue's doorbells by index. OpenDisk does this with the
+// NewDisk returns the disk in the grant mem, whose geometry and virtio_blk_config stand in config as abi.DiskGrant says, with each queue's doorbells by index. OpenDisk does this with the
 // capability table's entries; tests do it with memory of their own. It initialises the queues. Errors: a
 // grant that is invalid or too small, a queue without doorbells.
-func NewDisk(name string, mem []byte, config *[64]byte, readOnly bool, kick, call map[int]ring.Doorbell) (*Disk, error) {
+func NewDisk(name string, mem Memory, config *[64]byte, readOnly bool, kick, call map[int]ring.Doorbell) (*Disk, error) {
 	g := abi.ParseDiskGrant(config)
-	if !g.Valid(uint64(len(mem))) {
-		return nil, fmt.Errorf("guest: disk %s: invalid grant of %d bytes, %d queues of %d", name, len(mem), g.Queues, g.QueueSize)
+	if !g.Valid() {
+		return nil, fmt.Errorf("guest: disk %s: invalid grant of %d queues of %d", name, g.Queues, g.QueueSize)
 	}
 	c := virtioblk.DecodeConfig(config[:abi.DiskConfigSize])
-	d := &Disk{name: name, mem: mem, config: c, readOnly: readOnly, block: virtioblk.SectorSize}
+	d := &Disk{name: name, buffers: mem.Buffers, config: c, readOnly: readOnly, block: virtioblk.SectorSize}
 	if c.Capacity > math.MaxInt64/virtioblk.SectorSize {
 		return nil, fmt.Errorf("guest: disk %s: capacity of %d sectors is too large", name, c.Capacity)
 	}
@@ -114,28 +113,20 @@ func NewDisk(name string, mem []byte, config *[64]byte, readOnly bool, kick, cal
 	if b := int64(c.BlockSize); b > d.block && b <= poolUnit && b&(b-1) == 0 {
 		d.block = b
 	}
-	mm, err := ring.NewMemory(ring.Region{Mem: mem})
+	mm, err := mem.holds(g.Queues, g.QueueSize)
 	if err != nil {
 		return nil, fmt.Errorf("guest: disk %s: %w", name, err)
 	}
-	layout, err := ring.LayoutOf(g.QueueSize)
-	if err != nil {
-		return nil, fmt.Errorf("guest: disk %s: %w", name, err)
-	}
-	// The start of the pool holds what the requests need besides data. A small pool means fewer requests
-	// at a time.
-	depth, off := int(g.QueueSize), g.PoolOffset()
-	tables := ring.IndirectBytes(g.QueueSize, slotSegments)
-	overhead := func() uint64 { return uint64(g.Queues) * (tables + uint64(depth)*slotBytes) }
-	room := uint64(len(mem)) - off
-	for depth > 1 && overhead() > room/2 {
+	// The start of the buffers holds the requests' status bytes. A small pool means fewer requests at a time.
+	depth, size := int(g.QueueSize), uint64(len(mem.Buffers))
+	for depth > 1 && uint64(g.Queues)*uint64(depth)*statusBytes > size/2 {
 		depth /= 2
 	}
-	start := (off + overhead() + poolUnit - 1) / poolUnit * poolUnit
-	if start+poolUnit > uint64(len(mem)) {
-		return nil, fmt.Errorf("guest: disk %s: grant of %d bytes is too small for %d queues of %d", name, len(mem), g.Queues, g.QueueSize)
+	start := (uint64(g.Queues)*uint64(depth)*statusBytes + poolUnit - 1) / poolUnit * poolUnit
+	if start+poolUnit > size {
+		return nil, fmt.Errorf("guest: disk %s: %d bytes of buffers are too few for %d queues of %d", name, size, g.Queues, g.QueueSize)
 	}
-	d.pool = newPool(start, uint64(len(mem))-start)
+	d.pool = newPool(start, size-start)
 	d.max = uint32(min(d.pool.max(), maxRequest))
 	for i := range int(g.Queues) {
 		k, ok1 := kick[i]
@@ -143,18 +134,35 @@ func NewDisk(name string, mem []byte, config *[64]byte, readOnly bool, kick, cal
 		if !ok1 || !ok2 {
 			return nil, fmt.Errorf("guest: disk %s: queue %d has no doorbells", name, i)
 		}
+		at := abi.RequestsAt(i, g.Queues, g.QueueSize)
 		drv, err := ring.NewDriver(mm, ring.DriverConfig{
-			Queue:          layout.At(g.QueueOffset(i), DiskFeatures),
-			IndirectTables: off, IndirectMax: slotSegments,
+			Queue:          abi.QueueAt(i, g.QueueSize, DiskFeatures),
+			IndirectTables: abi.RingsAt + at, IndirectMax: slotSegments, UsedReadOnly: true,
 		})
 		if err != nil {
 			return nil, fmt.Errorf("guest: disk %s, queue %d: %w", name, i, err)
 		}
-		off += tables
-		d.queues = append(d.queues, newQueue(drv, k, c, mem, off, depth))
-		off += uint64(depth) * slotBytes
+		q := newQueue(drv, k, c, newEpoch(&mem, i))
+		q.addRequests(&mem, depth, at+ring.IndirectBytes(g.QueueSize, slotSegments), uint64(i)*uint64(depth)*statusBytes)
+		d.queues = append(d.queues, q)
+	}
+	if len(d.queues) > 1 {
+		for _, q := range d.queues {
+			q.others = d.restart
+		}
 	}
 	return d, nil
+}
+
+// restart starts those queues anew whose epoch is over and that nobody looks at.
+func (d *Disk) restart() {
+	for _, q := range d.queues {
+		q.mu.Lock()
+		if !q.reaping && q.epoch.over() {
+			q.restart()
+		}
+		q.mu.Unlock()
+	}
 }
 
 // Name returns the disk's name.
@@ -176,7 +184,7 @@ func (d *Disk) Depth() int { return len(d.queues) * len(d.queues[0].requests) }
 func (d *Disk) ID() (string, error) {
 	buf := d.pool.alloc(poolUnit)
 	defer d.pool.release(buf, poolUnit)
-	id := d.mem[buf:][:virtioblk.IDBytes]
+	id := d.buffers[buf:][:virtioblk.IDBytes]
 	clear(id)
 	if err := d.do(virtioblk.TypeGetID, 0, buf, virtioblk.IDBytes, nil); err != nil {
 		return "", err

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -83,10 +85,11 @@ func TestStatus(t *testing.T) {
 
 // grant is a disk's memory and doorbells.
 type grant struct {
-	mem        []byte
+	mem        Memory
 	g          abi.DiskGrant
 	config     [64]byte
 	kick, call map[int]ring.Doorbell
+	disk       *Disk
 }
 
 func newGrant(t testing.TB, queues, queueSize, size int, c virtioblk.Config) *grant {
@@ -94,12 +97,14 @@ func newGrant(t testing.TB, queues, queueSize, size int, c virtioblk.Config) *gr
 	g := &grant{
 		g: abi.DiskGrant{QueueSize: uint16(queueSize), Queues: uint16(queues)}, kick: map[int]ring.Doorbell{}, call: map[int]ring.Doorbell{},
 	}
-	var err error
-	if g.mem, err = unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS); err != nil {
+	queued, depth := uint16(queues), uint16(queueSize)
+	b, err := unix.Mmap(-1, 0, int(abi.RingsBytes(queued, depth)+abi.UsedBytes(queued))+size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS)
+	if err != nil {
 		t.Fatal(err)
 	}
-	b := c.Encode()
-	copy(g.config[:], b[:])
+	g.mem = Split(b, queued, depth)
+	space := c.Encode()
+	copy(g.config[:], space[:])
 	g.g.Put(&g.config)
 	for i := range queues {
 		for _, m := range []map[int]ring.Doorbell{g.kick, g.call} {
@@ -112,7 +117,9 @@ func newGrant(t testing.TB, queues, queueSize, size int, c virtioblk.Config) *gr
 }
 
 func (g *grant) open(readOnly bool) (*Disk, error) {
-	return NewDisk("d", g.mem, &g.config, readOnly, g.kick, g.call)
+	d, err := NewDisk("d", g.mem, &g.config, readOnly, g.kick, g.call)
+	g.disk = d
+	return d, err
 }
 
 func TestNewDisk(t *testing.T) {
@@ -125,13 +132,12 @@ func TestNewDisk(t *testing.T) {
 		{"usual", 2, 128, 16 << 20, 100, true},
 		{"most", abi.MaxDiskQueues, abi.MaxDiskQueueSize, 16 << 20, 100, true},
 		{"smallest queue", 1, 1, 64 << 10, 100, true},
-		{"small pool", 1, 512, abi.QueueStride + 128<<10, 100, true},
-		{"too small a pool", 1, 512, abi.QueueStride + 4096, 100, false},
+		{"small pool", 1, 512, 64 << 10, 100, true},
+		{"too small a pool", 1, 512, 4096, 100, false},
 		{"no queue", 0, 128, 1 << 20, 100, false},
 		{"size is no power of two", 1, 100, 1 << 20, 100, false},
 		{"size is too large", 1, 1024, 1 << 20, 100, false},
 		{"too many queues", 17, 128, 16 << 20, 100, false},
-		{"no room for the rings", 4, 128, 4 * abi.QueueStride, 100, false},
 		{"absurd capacity", 1, 128, 1 << 20, 1 << 60, false},
 	} {
 		g := newGrant(t, c.queues, c.queueSize, c.size, virtioblk.Config{Capacity: c.capacity})
@@ -185,42 +191,32 @@ func TestReadOnly(t *testing.T) {
 }
 
 // device pops requests and answers them with ok, unless evil does something else.
-func (g *grant) device(t testing.TB, queue int) *ring.Device {
+func (g *grant) device(t testing.TB, queue int, lastAvail uint16) *ring.Device {
 	t.Helper()
-	m, err := ring.NewMemory(ring.Region{Mem: g.mem})
+	m, err := g.mem.Regions()
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := ring.LayoutOf(g.g.QueueSize)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dev, err := ring.NewDevice(m, ring.DeviceConfig{Queue: l.At(g.g.QueueOffset(queue), DiskFeatures)})
+	dev, err := ring.NewDevice(m, ring.DeviceConfig{Queue: abi.QueueAt(queue, g.g.QueueSize, DiskFeatures), LastAvail: lastAvail})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return dev
 }
 
-// TestStarved has more callers than requests, with one that never waits itself: everyone is served.
-func TestStarved(t *testing.T) {
-	g := newGrant(t, 1, 2, 1<<20, virtioblk.Config{Capacity: 1000})
-	d, err := g.open(false)
-	if err != nil {
-		t.Fatal(err)
-	}
-	stop := make(chan struct{})
+// serve answers requests with OK until the returned function is called.
+func (g *grant) serve(t testing.TB, lastAvail uint16) (stop func()) {
+	t.Helper()
+	quit := make(chan struct{})
 	var server sync.WaitGroup
-	server.Add(1)
-	go func() {
-		defer server.Done()
-		dev := g.device(t, 0)
+	server.Go(func() {
+		dev := g.device(t, 0, lastAvail)
 		p := ring.NewPoller(ring.PollerConfig{})
 		p.Add(dev, g.kick[0])
 		var c ring.Chain
 		for {
 			select {
-			case <-stop:
+			case <-quit:
 				return
 			default:
 			}
@@ -247,7 +243,21 @@ func TestStarved(t *testing.T) {
 				g.call[0].Ring()
 			}
 		}
-	}()
+	})
+	return func() {
+		close(quit)
+		server.Wait()
+	}
+}
+
+// TestStarved has more callers than requests, with one that never waits itself: everyone is served.
+func TestStarved(t *testing.T) {
+	g := newGrant(t, 1, 2, 1<<20, virtioblk.Config{Capacity: 1000})
+	d, err := g.open(false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := g.serve(t, 0)
 	var wg sync.WaitGroup
 	for range 12 {
 		wg.Add(1)
@@ -263,29 +273,28 @@ func TestStarved(t *testing.T) {
 		}()
 	}
 	wg.Wait()
-	close(stop)
-	server.Wait()
+	stop()
 	if n := d.Rekicks(); n != 0 {
 		t.Errorf("rang again %d times", n)
 	}
 }
 
-// TestHostileDriver lets the driver write noise to the rings and the slots, and ring at random. Callers get
-// answers, or an error that says that the queue is broken, and nothing else happens.
+// TestHostileDriver lets the driver write noise to the used ring and the buffers, and ring at random. Callers wait, or get an answer that says
+// what became of one request; when the host has started a new epoch, and an honest driver comes, all of them end.
 func TestHostileDriver(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 0))
-	broken := 0
-	for round := range 60 {
+	complaints := 0
+	for round := range 40 {
 		g := newGrant(t, 1, 8, 256<<10, virtioblk.Config{Capacity: 1000})
 		d, err := g.open(false)
 		if err != nil {
 			t.Fatal(err)
 		}
-		l, _ := ring.LayoutOf(8)
-		results := make(chan error, 4)
-		for range 4 {
+		const callers = 4
+		results := make(chan error, callers)
+		for range callers {
 			go func() {
 				p := make([]byte, 5000)
 				for i := range 50 {
@@ -307,34 +316,86 @@ func TestHostileDriver(t *testing.T) {
 				results <- nil
 			}()
 		}
-		for left := 4; left > 0; {
-			select {
-			case err := <-results:
-				left--
-				if err != nil {
-					broken++
-					if !strings.Contains(err.Error(), "broken") {
-						t.Errorf("round %d: %v", round, err)
-					}
-				}
-			default:
-				// Mostly plausible completions, sometimes plain nonsense.
-				idx := binary.LittleEndian.Uint16(g.mem[l.Used+2:])
-				for k := range 8 {
-					binary.LittleEndian.PutUint32(g.mem[l.Used+4+8*uint64(k):], rnd.Uint32N(9))
-					binary.LittleEndian.PutUint32(g.mem[l.Used+8+8*uint64(k):], rnd.Uint32N(5000))
-				}
-				for range 20 {
-					g.mem[g.g.PoolOffset()+rnd.Uint64N(4096)] = byte(rnd.Uint32())
-				}
-				binary.LittleEndian.PutUint16(g.mem[l.Used+2:], idx+uint16(rnd.Uint32N(3)))
-				g.call[0].Ring()
+		w := words{g.mem.Rings}
+		used := g.mem.Used
+		for k := 0; k < 200 && atomic.LoadUint32(w.at(abi.WordComplaint(0))) == 0; k++ {
+			// Mostly plausible completions, sometimes plain nonsense.
+			idx := binary.LittleEndian.Uint16(used[2:])
+			for k := range 8 {
+				binary.LittleEndian.PutUint32(used[4+8*k:], rnd.Uint32N(9))
+				binary.LittleEndian.PutUint32(used[8+8*k:], rnd.Uint32N(5000))
+			}
+			for range 20 {
+				g.mem.Buffers[rnd.Uint64N(4096)] = byte(rnd.Uint32())
+			}
+			binary.LittleEndian.PutUint16(used[2:], idx+uint16(rnd.Uint32N(3)))
+			g.call[0].Ring()
+		}
+		if atomic.LoadUint32(w.at(abi.WordComplaint(0))) != 0 {
+			complaints++
+		}
+		stop := g.nextEpoch(t)
+		for range callers {
+			if err := <-results; err != nil {
+				t.Errorf("round %d: %v", round, err)
 			}
 		}
+		stop()
 	}
-	if broken == 0 {
-		t.Error("no queue ever broke: the driver was not hostile")
+	if complaints == 0 {
+		t.Error("nobody ever complained: the driver was not hostile")
 	}
+}
+
+// nextEpoch does what the host does between two drivers when the first one broke a rule, and serves.
+func (g *grant) nextEpoch(t testing.TB) (stop func()) {
+	t.Helper()
+	w := words{g.mem.Rings}
+	epoch := atomic.AddUint32(w.at(abi.WordEpoch), 1)
+	limit := time.Now().Add(10 * time.Second)
+	for atomic.LoadUint32(w.at(abi.WordAck(0))) != epoch && time.Now().Before(limit) {
+		g.call[0].Ring()
+		runtime.Gosched()
+		if g.idle() {
+			break // nobody is there to answer: the next request will
+		}
+	}
+	answered := atomic.LoadUint32(w.at(abi.WordAck(0))) == epoch
+	if c := atomic.LoadUint32(w.at(abi.WordComplaint(0))); c != 0 && answered {
+		t.Errorf("complaint %d stands in the new epoch", c)
+	}
+	return g.serve(t, binary.LittleEndian.Uint16(g.mem.Used[2:]))
+}
+
+// idle reports whether no request is outstanding.
+func (g *grant) idle() bool { return g.disk.queues[0].load.Load() == 0 }
+
+// TestEpochWhileIdle starts a new epoch while nobody asks for anything: the first request that comes answers.
+func TestEpochWhileIdle(t *testing.T) {
+	g := newGrant(t, 2, 8, 256<<10, virtioblk.Config{Capacity: 1000})
+	d, err := g.open(false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop := g.serve(t, 0)
+	if err := d.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	stop()
+	w := words{g.mem.Rings}
+	atomic.AddUint32(w.at(abi.WordEpoch), 1)
+	done := make(chan error)
+	go func() { done <- d.Flush() }()
+	for i := range 2 {
+		for atomic.LoadUint32(w.at(abi.WordAck(i))) != 1 {
+			runtime.Gosched()
+		}
+	}
+	stop = g.serve(t, binary.LittleEndian.Uint16(g.mem.Used[2:]))
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	stop()
 }
 
 func TestErrorTexts(t *testing.T) {

@@ -71,7 +71,7 @@ func (d *Disk) transfer(kind uint32, p []byte, off int64) (int, error) {
 			}
 			if ok {
 				if kind == virtioblk.TypeOut {
-					copy(d.mem[f.buf:], f.p)
+					copy(d.buffers[f.buf:], f.p)
 				}
 				f.q = d.pick()
 				f.r, failed = f.q.start(kind, off-int64(f.skip), f.buf, uint32(bytes), nil)
@@ -88,7 +88,7 @@ func (d *Disk) transfer(kind uint32, p []byte, off int64) (int, error) {
 		err := f.q.await(f.r)
 		if err == nil && failed == nil {
 			if kind == virtioblk.TypeIn {
-				copy(f.p, d.mem[f.buf+uint64(f.skip):])
+				copy(f.p, d.buffers[f.buf+uint64(f.skip):])
 			}
 			moved += len(f.p)
 		} else if failed == nil {

@@ -41,7 +41,7 @@ func OpenNIC(name string) (*NIC, error) {
 	if n := openedNICs[g.Name]; n != nil {
 		return n, nil
 	}
-	mem, err := MapGrant(g.FD, 0, g.Size, true)
+	mem, err := mapMemory(caps, g)
 	if err != nil {
 		return nil, err
 	}
@@ -53,19 +53,14 @@ func OpenNIC(name string) (*NIC, error) {
 	return n, nil
 }
 
-// NewNIC returns the port in the grant mem, a page-aligned mapping that config describes as NetGrant says, with each
-// queue's doorbells by index. OpenNIC does this with the capability table's entries; tests do it with memory of their
+// NewNIC returns the port in the grant mem, which config describes as NetGrant says, with each queue's doorbells by index. OpenNIC does this with the capability table's entries; tests do it with memory of their
 // own. It initialises the queues. Errors: a grant that is invalid or too small, a queue without doorbells.
-func NewNIC(name string, mem []byte, config *[64]byte, kick, call map[int]ring.Doorbell) (*NIC, error) {
+func NewNIC(name string, mem Memory, config *[64]byte, kick, call map[int]ring.Doorbell) (*NIC, error) {
 	g := ParseNetGrant(config)
-	if !g.Valid(uint64(len(mem))) {
-		return nil, fmt.Errorf("guest: port %s: invalid grant of %d bytes, %d queues of %d", name, len(mem), g.Queues, g.QueueSize)
+	if !g.Valid(uint64(len(mem.Buffers))) {
+		return nil, fmt.Errorf("guest: port %s: invalid grant of %d bytes, %d queues of %d", name, len(mem.Buffers), g.Queues, g.QueueSize)
 	}
-	mm, err := ring.NewMemory(ring.Region{Mem: mem})
-	if err != nil {
-		return nil, fmt.Errorf("guest: port %s: %w", name, err)
-	}
-	layout, err := ring.LayoutOf(g.QueueSize)
+	mm, err := mem.holds(g.Queues, g.QueueSize)
 	if err != nil {
 		return nil, fmt.Errorf("guest: port %s: %w", name, err)
 	}
@@ -77,18 +72,23 @@ func NewNIC(name string, mem []byte, config *[64]byte, kick, call map[int]ring.D
 		if !ok1 || !ok2 {
 			return nil, fmt.Errorf("guest: port %s: queue %d has no doorbells", name, i)
 		}
-		drv, err := ring.NewDriver(mm, ring.DriverConfig{Queue: layout.At(uint64(i)*abi.QueueStride, NetFeatures)})
+		drv, err := ring.NewDriver(mm, ring.DriverConfig{Queue: abi.QueueAt(i, g.QueueSize, NetFeatures), UsedReadOnly: true})
 		if err != nil {
 			return nil, fmt.Errorf("guest: port %s, queue %d: %w", name, i, err)
 		}
 		size := uint64(g.QueueSize) * g.bufferBytes()
-		off := g.BufferOffset() + uint64(i)*size
-		queues = append(queues, newPacketQueue(drv, k, c, mem[off:][:size:size], off, &g))
+		off := uint64(i) * size
+		queues = append(queues, newPacketQueue(drv, k, c, newEpoch(&mem, i), mem.Buffers[off:][:size:size], off, &g))
+	}
+	for i, q := range queues {
+		q.receives = i%2 == 0
+		q.all = queues
 	}
 	for i := 0; i < len(queues); i += 2 {
 		p := &Pair{rx: queues[i], tx: queues[i+1]}
 		p.rx.offerAll()
 		p.tx.allFree()
+		p.rx.renew() // a driver may have broken the rules before we came
 		n.pairs = append(n.pairs, p)
 	}
 	return n, nil

@@ -13,9 +13,8 @@ import (
 // negotiates these. It takes and sends frames that are complete: the switch segments and completes for it.
 const NetFeatures = ring.FeatureVersion1 | ring.FeatureEventIdx | ring.FeatureIndirect | virtionet.FeatureMAC | virtionet.FeatureMTU
 
-// NetGrant describes the memory that a native client shares with a net driver VM. As with abi.DiskGrant, the grant
-// starts with one ring block per queue, abi.QueueStride bytes apart; queue 2i receives and queue 2i+1 transmits for pair i.
-// The rest is the client's buffers.
+// NetGrant describes what a native client shares with a net driver VM, in the three parts that abi.RingsAt lays out. Queue 2i receives and
+// queue 2i+1 transmits for pair i.
 //
 // In a CapNet's Config, bytes 0 to 23 are a struct virtio_net_config (virtio 1.2 §5.1.4), then come the port's IPv4 address (4 bytes), its
 // prefix length (1), 3 bytes of 0, the gateway and the DNS server (4 each, 0: none), an IPv6 address (16, 0: none); bytes
@@ -85,15 +84,12 @@ func (g NetGrant) bufferBytes() uint64 {
 	return (virtionet.HeaderBytes + uint64(g.FrameBytes()) + 127) &^ 127
 }
 
-// BufferOffset returns where the buffers start, in bytes from the start of the grant.
-func (g NetGrant) BufferOffset() uint64 { return uint64(g.Queues) * abi.QueueStride }
-
-// Size returns the least size of the grant, in bytes.
+// Size returns the least size of the buffers, in bytes.
 func (g NetGrant) Size() uint64 {
-	return g.BufferOffset() + uint64(g.Queues)*uint64(g.QueueSize)*g.bufferBytes()
+	return uint64(g.Queues) * uint64(g.QueueSize) * g.bufferBytes()
 }
 
-// Valid reports whether the geometry is within bounds and fits a grant of size bytes.
+// Valid reports whether the geometry is within bounds and fits size bytes of buffers.
 func (g NetGrant) Valid(size uint64) bool {
 	return g.QueueSize != 0 && g.QueueSize&(g.QueueSize-1) == 0 && g.QueueSize <= MaxNetQueueSize &&
 		g.Queues != 0 && g.Queues%2 == 0 && g.Queues <= MaxNetQueues && g.Size() <= size

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/grailos/grail/hv/abi"
 	"github.com/grailos/grail/ring"
 	"github.com/grailos/grail/ring/virtionet"
 )
@@ -22,20 +23,26 @@ type packetQueue struct {
 	drv    *ring.Driver
 	kick   ring.Doorbell
 	poller *ring.Poller
+	epoch  epoch
+	all    []*packetQueue // of the port
 	mem    []byte
-	off    uint64 // of mem in the grant
+	off    uint64 // of mem in the buffers
 	size   uint64 // of a buffer
 	frame  int    // longest frame
 	free   []uint32
+	sent   []uint32 // bytes that a buffer was sent with
+	spare  []bool   // for restart
 	done   [packetBatch]ring.Completion
 	n, at  int // of done: filled, consumed
 	err    error
+
+	receives bool
 }
 
-func newPacketQueue(drv *ring.Driver, kick, call ring.Doorbell, mem []byte, off uint64, g *NetGrant) *packetQueue {
+func newPacketQueue(drv *ring.Driver, kick, call ring.Doorbell, e epoch, mem []byte, off uint64, g *NetGrant) *packetQueue {
 	q := &packetQueue{
-		drv: drv, kick: kick, mem: mem, off: off, size: g.bufferBytes(), frame: g.FrameBytes(),
-		free:   make([]uint32, 0, g.QueueSize),
+		drv: drv, kick: kick, epoch: e, mem: mem, off: off, size: g.bufferBytes(), frame: g.FrameBytes(),
+		free: make([]uint32, 0, g.QueueSize), sent: make([]uint32, g.QueueSize), spare: make([]bool, g.QueueSize),
 		poller: ring.NewPoller(ring.PollerConfig{Poll: pollHook()}),
 	}
 	q.poller.Add(drv, call)
@@ -57,15 +64,66 @@ func (q *packetQueue) allFree() {
 // offerAll gives every buffer to the driver VM.
 func (q *packetQueue) offerAll() {
 	for i := range cap(q.free) {
-		if err := q.offer(uint32(i)); err != nil {
-			panic(fmt.Sprintf("guest: a fresh queue takes no buffer: %v", err))
-		}
+		q.offer(uint32(i))
 	}
 	q.publish()
 }
 
-func (q *packetQueue) offer(i uint32) error {
-	return q.drv.Add(nil, []ring.Segment{{Addr: q.off + uint64(i)*q.size, Len: uint32(q.size)}}, uint64(i))
+// offer gives buffer i to the driver VM, to be filled, or to be sent with its sent bytes. While the driver VM is known to have broken a
+// rule it does nothing: restart will.
+func (q *packetQueue) offer(i uint32) {
+	seg := [1]ring.Segment{{Addr: abi.BuffersAt + q.off + uint64(i)*q.size, Len: uint32(q.size)}}
+	var err error
+	if q.receives {
+		err = q.drv.Add(nil, seg[:], uint64(i))
+	} else {
+		seg[0].Len = q.sent[i]
+		err = q.drv.Add(seg[:], nil, uint64(i))
+	}
+	if err != nil && q.drv.Err() == nil {
+		panic(fmt.Sprintf("guest: no room for a buffer, of which there is one a descriptor: %v", err))
+	}
+}
+
+// restart starts the ring anew, with every buffer that the driver VM had. q.mu is held.
+func (q *packetQueue) restart() {
+	clear(q.spare)
+	for _, i := range q.free {
+		q.spare[i] = true
+	}
+	for _, c := range q.done[q.at:q.n] {
+		q.spare[c.Token] = true
+	}
+	q.epoch.begin(q.drv, func() {
+		for i, spare := range q.spare {
+			if !spare {
+				q.offer(uint32(i))
+			}
+		}
+	})
+	q.kick.Ring() // an error is not fatal: rekickAfter tries again
+}
+
+// renew starts the queue anew if that is to be done, and then the port's others, without which it is not served; one that somebody
+// uses is left to him. q.mu is held.
+func (q *packetQueue) renew() {
+	if !q.epoch.over() {
+		return
+	}
+	q.restart()
+	q.renewOthers()
+}
+
+// renewOthers does the same for the port's other queues that nobody uses.
+func (q *packetQueue) renewOthers() {
+	for _, o := range q.all {
+		if o != q && o.mu.TryLock() {
+			if o.epoch.over() {
+				o.restart()
+			}
+			o.mu.Unlock()
+		}
+	}
 }
 
 func (q *packetQueue) publish() {
@@ -74,12 +132,24 @@ func (q *packetQueue) publish() {
 	}
 }
 
-// fail ends the queue: the driver VM broke the rules, or the host refuses to let us wait.
+// fail ends the queue: the host refuses to let us wait.
 func (q *packetQueue) fail(err error) error {
 	if q.err == nil {
 		q.err = fmt.Errorf("guest: packet queue is broken: %w", err)
 	}
 	return q.err
+}
+
+// used fetches completions, as long as the driver VM keeps the rules, and returns how many.
+func (q *packetQueue) used() int {
+	if q.drv.Err() != nil {
+		return 0
+	}
+	n, err := q.drv.Used(q.done[:])
+	if err != nil {
+		q.epoch.complain(q.drv, err)
+	}
+	return n
 }
 
 // take fetches completions into done, and waits up to timeout for the first one; negative means for ever. It reports false
@@ -90,14 +160,11 @@ func (q *packetQueue) take(timeout time.Duration) (bool, error) {
 		until = time.Now().Add(timeout)
 	}
 	for {
-		n, err := q.drv.Used(q.done[:])
-		if err != nil && n == 0 {
-			return false, q.fail(err)
-		}
-		if n > 0 {
+		if n := q.used(); n > 0 {
 			q.n, q.at = n, 0
 			return true, nil
 		}
+		q.renew()
 		if timeout == 0 {
 			return false, nil
 		}
@@ -115,13 +182,14 @@ func (q *packetQueue) take(timeout time.Duration) (bool, error) {
 		}
 		if wake == ring.WakeTimeout && wait == rekickAfter {
 			q.kick.Ring() // for a doorbell lost in a crash; an error is not fatal
+			q.renewOthers()
 		}
 	}
 }
 
 // Send copies frames to the queue, in order, and returns how many it took: all of them, unless there is an error. It waits
 // while the queue is full. Frames that are sent may still be lost. Errors: ErrFrame, before which the
-// frames in front were sent; the driver VM broke the ring's rules.
+// frames in front were sent.
 func (p *Pair) Send(frames ...[]byte) (int, error) {
 	q := p.tx
 	q.mu.Lock()
@@ -146,12 +214,11 @@ func (p *Pair) Send(frames ...[]byte) (int, error) {
 		b := q.buffer(i)
 		clear(b[:virtionet.HeaderBytes])
 		k := copy(b[virtionet.HeaderBytes:], f)
-		seg := [1]ring.Segment{{Addr: q.off + uint64(i)*q.size, Len: uint32(virtionet.HeaderBytes + k)}}
-		if err := q.drv.Add(seg[:], nil, uint64(i)); err != nil {
-			return n, q.fail(err)
-		}
+		q.sent[i] = uint32(virtionet.HeaderBytes + k)
+		q.offer(i)
 	}
 	q.publish()
+	q.renew()
 	// Buffers that came back meanwhile cost nothing to take now.
 	if len(q.free) < cap(q.free)/2 {
 		if ok, err := q.take(0); err != nil {
@@ -171,7 +238,7 @@ func (q *packetQueue) reap() {
 }
 
 // Receive waits for at least one frame, and copies as many as there are into bufs, whose lengths it sets; a frame that is
-// longer than its buffer's capacity is cut off. It returns how many it filled. Errors: the driver VM broke the ring's rules.
+// longer than its buffer's capacity is cut off. It returns how many it filled.
 func (p *Pair) Receive(bufs [][]byte) (int, error) { return p.ReceiveWithin(bufs, -1) }
 
 // ReceiveWithin is Receive with a limit: negative means none, 0 only looks. Errors: ErrTimeout.
@@ -203,9 +270,7 @@ func (p *Pair) ReceiveWithin(bufs [][]byte, timeout time.Duration) (int, error) 
 				bufs[n] = bufs[n][:copy(bufs[n], q.buffer(uint32(c.Token))[virtionet.HeaderBytes:c.Written])]
 				n++
 			}
-			if err := q.offer(uint32(c.Token)); err != nil {
-				return n, q.fail(err)
-			}
+			q.offer(uint32(c.Token))
 		}
 		q.publish()
 	}

@@ -110,7 +110,7 @@ func (t *Table) hostCap(s *hv.CapSpec, fd int) (object, error) {
 			id: t.objects.Add(1), fixed: regularSize(fd), faults: t.faultsOf(t.page)}, nil
 	case abi.CapPacket:
 		return newPacket(s, fd)
-	case abi.CapStatus, abi.CapDisk, abi.CapNet, abi.CapGrant, abi.CapLog, abi.CapState:
+	case abi.CapStatus, abi.CapDisk, abi.CapNet, abi.CapRings, abi.CapUsed, abi.CapGrant, abi.CapLog, abi.CapState:
 		var st unix.Stat_t
 		if err := unix.Fstat(fd, &st); err != nil {
 			return nil, err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -31,6 +32,10 @@ type client struct {
 	err  string          // why the present instance refused it
 	dead bool            // the present instance found its ring broken
 	gone bool            // it is not to be attached any more
+	lied bool            // the last instance broke the rules of a ring
+
+	blamed  time.Time // when its driver was last replaced for something that the client may have made up
+	renewed time.Time // when its rings were last started anew while it was served
 }
 
 // newClient takes over files. Attachments come from other processes: the indices are checked.
@@ -91,8 +96,21 @@ func cloneAttachment(a hv.Attachment) hv.Attachment {
 	return a
 }
 
-// fds returns the descriptors in the order of files.
-func (c *client) fds() []int { return rawFDs(c.files) }
+// offer returns the attachment as it is sent to a driver, and the descriptors that go with it: not those that are for the client alone.
+func (c *client) offer() (att hv.Attachment, fds []int) {
+	att = cloneAttachment(c.att)
+	if c.native() {
+		// A log that was never used says nothing about where its rings begin: after a change of epoch that is not 0.
+		for i := range att.Queues {
+			att.Queues[i].LastAvail, _ = c.read16(att.Queues[i].Used + 2)
+		}
+	}
+	att.Descriptors(func(fd *int) {
+		fds = append(fds, rawFD(c.files[*fd]))
+		*fd = len(fds) - 1
+	})
+	return att, fds
+}
 
 // rawFDs returns descriptor numbers without changing whether the files block, which File.Fd may.
 func rawFDs(files []*os.File) []int {
@@ -147,18 +165,9 @@ func (c *client) pending() bool {
 
 // read16 reads two bytes at an address of the client.
 func (c *client) read16(addr uint64) (uint16, bool) {
-	for _, r := range c.att.Regions {
-		if addr < r.Base || r.Size < 2 || addr-r.Base > r.Size-2 || r.FD < 0 {
-			continue
-		}
-		if c.kinds[r.FD] != memoryFile {
-			return 0, false
-		}
-		var b [2]byte
-		n, err := unix.Pread(rawFD(c.files[r.FD]), b[:], int64(r.Offset+(addr-r.Base)))
-		return binary.LittleEndian.Uint16(b[:]), err == nil && n == len(b)
-	}
-	return 0, false
+	var b [2]byte
+	ok := c.read(addr, b[:])
+	return binary.LittleEndian.Uint16(b[:]), ok
 }
 
 // rings describes the client's queues, as far as they can be read. All of it is written by others.
@@ -172,11 +181,8 @@ func (c *client) rings() (list []api.Ring) {
 		if !ok1 || !ok2 {
 			continue
 		}
-		if n := ring.InflightBytes(q.Size); c.att.Log >= 0 && c.kinds[c.att.Log] == memoryFile {
-			region := make([]byte, n)
-			if k, err := unix.Pread(rawFD(c.files[c.att.Log]), region, int64(i)*int64(n)); err == nil && k == len(region) {
-				r.Inflight = ring.CountInflight(region)
-			}
+		if log := c.log(i); log != nil {
+			r.Inflight = ring.CountInflight(log)
 		}
 		list = append(list, r)
 	}

@@ -29,8 +29,8 @@ func (d *Daemon) diskGrant(vm string, ref api.DiskRef, capName string) (*grant, 
 	dev.ReadOnly = dev.ReadOnly || ref.ReadOnly
 	dev.Queues = grantQueues
 	shape := abi.DiskGrant{QueueSize: grantQueueSize, Queues: grantQueues}
-	if !shape.Valid(grantBytes) {
-		return nil, fmt.Errorf("disk grant geometry %+v does not fit %d bytes", shape, grantBytes)
+	if !shape.Valid() {
+		return nil, fmt.Errorf("disk grant geometry %+v", shape)
 	}
 	rights := abi.RightRead | abi.RightWrite
 	if dev.ReadOnly {

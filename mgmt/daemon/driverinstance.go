@@ -31,9 +31,10 @@ type driverInstance struct {
 	hung       chan struct{}
 	hungSince  atomic.Int64 // Unix nanoseconds of the last sign of life, set before hung is closed
 	hungOnce   atomic.Bool
-	taken      chan struct{} // closed when a spare becomes the driver
-	booted     atomic.Bool   // of a spare: it takes clients
-	stalled    atomic.Bool   // it is hung in that requests stand still, set before hung is closed
+	taken      chan struct{}          // closed when a spare becomes the driver
+	booted     atomic.Bool            // of a spare: it takes clients
+	stalled    atomic.Bool            // it is hung in that requests stand still, set before hung is closed
+	lied       atomic.Pointer[string] // it is hung in that it broke this rule of a ring, set before hung is closed
 
 	mu     sync.Mutex
 	strays map[uint64]bool // an adopted instance serves them for a portal that was not asked yet
@@ -229,9 +230,12 @@ func (i *driverInstance) attach(c *client, period time.Duration) error {
 		c.mu.Unlock()
 		return nil
 	}
+	if err := c.mend(); err != nil {
+		return err
+	}
 	defer i.expectBeat(period)()
-	att := cloneAttachment(c.att)
-	_, got, err := i.call(hv.Request{Op: hv.OpAttach, ID: att.ID, Attachment: &att}, attachTimeout, c.fds()...)
+	att, fds := c.offer()
+	_, got, err := i.call(hv.Request{Op: hv.OpAttach, ID: att.ID, Attachment: &att}, attachTimeout, fds...)
 	closeFDs(got)
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -18,21 +18,17 @@ type grant struct {
 
 // geometry is what the two ends of a grant share.
 type geometry struct {
-	bytes     uint64 // in all
-	queues    int    // abi.QueueStride apart, from the start on
+	bytes     uint64 // of buffers
+	queues    int
 	queueSize uint16 // descriptors
 	log       bool   // with an in-flight log
 }
 
-// newGrant makes memory, doorbells and in-flight log for the attachment att. The VM sees the memory as the capability memory, whose
-// FD and Size are filled in.
+// newGrant makes memory, doorbells and in-flight log for the attachment att. The VM sees the buffers as the capability memory, whose
+// FD and Size are filled in, and the rings as two more of its name: of each part of these, one side has a descriptor for reading alone.
 func (d *Daemon) newGrant(dr *driver, att hv.Attachment, memory hv.CapSpec, g geometry) (_ *grant, err error) {
-	layout, err := ring.LayoutOf(g.queueSize)
-	if err != nil {
-		return nil, err
-	}
-	if layout.Bytes > abi.QueueStride {
-		return nil, fmt.Errorf("a queue of %d needs %d bytes, more than %d", g.queueSize, layout.Bytes, abi.QueueStride)
+	if g.queueSize > abi.MaxDiskQueueSize {
+		return nil, fmt.Errorf("a queue of %d is too large for a grant", g.queueSize)
 	}
 	if att.ID, err = d.store.NextID(); err != nil {
 		return nil, err
@@ -56,7 +52,28 @@ func (d *Daemon) newGrant(dr *driver, att hv.Attachment, memory hv.CapSpec, g ge
 		return nil, err
 	}
 	memory.Size = g.bytes
-	att.Regions = []hv.AttachMem{{FD: memory.FD, Size: g.bytes}}
+	both := abi.RightRead | abi.RightWrite
+	rings := hv.CapSpec{Kind: abi.CapRings, Name: memory.Name, Rights: both, Size: abi.RingsBytes(uint16(g.queues), g.queueSize)}
+	used := hv.CapSpec{Kind: abi.CapUsed, Name: memory.Name, Rights: abi.RightRead, Size: abi.UsedBytes(uint16(g.queues))}
+	if rings.FD, err = add(hv.NewMemory("grail-rings", rings.Size)); err != nil {
+		return nil, err
+	}
+	ringsRead, err := add(hv.ForReading(files[rings.FD]))
+	if err != nil {
+		return nil, err
+	}
+	usedWrite, err := add(hv.NewMemory("grail-used", used.Size))
+	if err != nil {
+		return nil, err
+	}
+	if used.FD, err = add(hv.ForReading(files[usedWrite])); err != nil {
+		return nil, err
+	}
+	att.Regions = []hv.AttachMem{
+		{FD: ringsRead, Base: abi.RingsAt, Size: rings.Size, ReadOnly: true},
+		{FD: usedWrite, Base: abi.UsedAt, Size: used.Size},
+		{FD: memory.FD, Base: abi.BuffersAt, Size: g.bytes},
+	}
 	att.Log = -1
 	if g.log {
 		// Region i of the log belongs to queue i (vhost-user, Inflight I/O tracking).
@@ -65,7 +82,7 @@ func (d *Daemon) newGrant(dr *driver, att hv.Attachment, memory hv.CapSpec, g ge
 			return nil, err
 		}
 	}
-	k := &grant{driver: dr, caps: []hv.CapSpec{memory}}
+	k := &grant{driver: dr, caps: []hv.CapSpec{memory, rings, used}}
 	for i := range g.queues {
 		kick, err := add(hv.NewDoorbell())
 		if err != nil {
@@ -75,10 +92,9 @@ func (d *Daemon) newGrant(dr *driver, att hv.Attachment, memory hv.CapSpec, g ge
 		if err != nil {
 			return nil, err
 		}
-		q := layout.At(uint64(i)*abi.QueueStride, 0)
+		q := abi.QueueAt(i, g.queueSize, 0)
 		att.Queues = append(att.Queues, hv.AttachRing{Index: uint16(i), Size: q.Size, Kick: kick, Call: call,
 			Desc: q.Desc, Avail: q.Avail, Used: q.Used})
-		both := abi.RightRead | abi.RightWrite
 		k.caps = append(k.caps,
 			hv.CapSpec{Kind: abi.CapKick, Name: memory.Name, Index: uint32(i), Rights: both, FD: kick},
 			hv.CapSpec{Kind: abi.CapCall, Name: memory.Name, Index: uint32(i), Rights: both, FD: call})

@@ -34,6 +34,7 @@ func (dr *driver) monitor(inst *driverInstance, rec *recovery) (stop func()) {
 	wg.Go(func() { dr.watchProgress(inst, quit) })
 	wg.Go(func() { dr.watchState(inst, quit) })
 	wg.Go(func() { dr.watchDisks(inst, quit) })
+	wg.Go(func() { dr.watchRings(inst, quit) })
 	return func() {
 		close(quit)
 		wg.Wait()

@@ -4,8 +4,6 @@ import (
 	"slices"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/grailos/grail/mgmt/reincarnation"
 	"github.com/grailos/grail/ring"
 )
@@ -47,19 +45,13 @@ const queueBits = 16
 
 // inFlight notes the oldest request in flight of each queue.
 func (c *client) inFlight(oldest map[uint64]uint64) {
-	at := int64(0)
 	for i := range c.att.Queues {
-		n := ring.InflightBytes(c.att.Queues[i].Size)
-		if c.att.Log < 0 || c.kinds[c.att.Log] != memoryFile || uint64(at)+n > c.att.LogSize {
-			return
-		}
-		log := make([]byte, n)
-		if read, err := unix.Pread(rawFD(c.files[c.att.Log]), log, at); err != nil || read != len(log) {
+		log := c.log(i)
+		if log == nil {
 			return
 		}
 		if number, ok := ring.OldestInflight(log, c.att.Queues[i].Size); ok {
 			oldest[c.att.ID<<queueBits|uint64(i)] = number
 		}
-		at += int64(n)
 	}
 }

@@ -236,6 +236,9 @@ func (dr *driver) judge(inst *driverInstance, r *hv.Report, detected, stopped ti
 		// It was dying of a fault, too slowly: printing its stack, perhaps.
 		r.Cause, r.Signal, r.Message = hv.CauseSignal, r.Fault.Signal, "the program faulted and did not end within the heartbeat period"
 		e.crashed = time.Unix(0, inst.hungSince.Load())
+	case hung && inst.lied.Load() != nil:
+		r.Cause, r.Message = hv.CauseProtocol, "the driver broke the rules of a ring: "+*inst.lied.Load()
+		e.crashed = time.Unix(0, inst.hungSince.Load())
 	case hung && inst.stalled.Load():
 		r.Cause, r.Message = hv.CauseStall, "requests that it had taken stood still although its heartbeat went on"
 		e.crashed = time.Unix(0, inst.hungSince.Load())
@@ -275,11 +278,13 @@ func (dr *driver) bringUp(inst *driverInstance, rec *recovery) error {
 		rec.crash.State = state
 	}
 	dr.keepServed(inst, st.Attached)
+	dr.breakEpochs(inst)
 	tried := map[*client]bool{}
+	var late []*client // that have to start their rings anew first
 	for {
 		dr.mu.Lock()
 		todo := slices.DeleteFunc(dr.clientList(), func(c *client) bool { return tried[c] || c.leaving() })
-		if len(todo) == 0 {
+		if len(todo) == 0 && len(late) == 0 {
 			if rec != nil {
 				rec.crash.Attached = time.Now()
 			}
@@ -289,10 +294,20 @@ func (dr *driver) bringUp(inst *driverInstance, rec *recovery) error {
 			return nil
 		}
 		dr.mu.Unlock()
+		if len(todo) == 0 {
+			var aside []*client
+			todo, aside = awaitEpochs(late, inst.ended)
+			late = nil
+			for _, c := range aside {
+				dr.attachLater(inst, c)
+			}
+		}
 		for _, c := range todo {
 			tried[c] = true
 			err := inst.attach(c, fromMs(dr.config().HeartbeatMs))
 			switch {
+			case errors.Is(err, errAside):
+				late = append(late, c)
 			case err == nil:
 				// Both sides look again: either may have missed the other's last doorbell.
 				c.call()
@@ -346,6 +361,7 @@ func (dr *driver) died(inst *driverInstance, e *ending) (*recovery, time.Duratio
 		if c.on == inst {
 			c.on = nil
 		}
+		c.lied = c.lied || inst.lied.Load() != nil
 		c.mu.Unlock()
 	}
 	if planned {

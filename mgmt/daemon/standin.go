@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"errors"
 	"os"
 	"time"
 
@@ -171,8 +172,12 @@ func (dr *driver) beginStandIn(inst *driverInstance) bool {
 	dr.set(dr.state, dr.message)
 	dr.mu.Unlock()
 	dr.d.log.Warn("driver fails its clients' requests", "driver", dr.name(), "clients", len(list), "why", "policy fail: it has not served for too long")
+	dr.breakEpochs(inst)
 	for _, c := range list {
-		if err := inst.attach(c, beat); err != nil {
+		if err := inst.attach(c, beat); errors.Is(err, errAside) {
+			dr.attachLater(inst, c)
+			continue
+		} else if err != nil {
 			if inst.gone() {
 				break
 			}

@@ -109,7 +109,8 @@ func (h *host) stats(id uint64) string {
 func disk(t *testing.T) (*guest.Disk, *ring.Shared, *abi.Attach) {
 	t.Helper()
 	g := abi.DiskGrant{QueueSize: 16, Queues: 2}
-	shared, err := ring.NewShared("grant", 1<<20)
+	rings, used := abi.RingsBytes(2, 16), abi.UsedBytes(2)
+	shared, err := ring.NewShared("grant", rings+used+1<<20)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,11 +120,12 @@ func disk(t *testing.T) (*guest.Disk, *ring.Shared, *abi.Attach) {
 	}
 	a := &abi.Attach{
 		Client: "vm", Disk: "disk", Features: guest.DiskFeatures | virtioblk.FeatureFlush,
-		Regions: []abi.Region{{FD: int32(shared.FD()), Size: 1 << 20}}, LogFD: int32(log.FD()), LogSize: uint64(len(log.Mem)),
-	}
-	l, err := ring.LayoutOf(16)
-	if err != nil {
-		t.Fatal(err)
+		Regions: []abi.Region{
+			{FD: int32(shared.FD()), Base: abi.RingsAt, Size: rings, ReadOnly: true},
+			{FD: int32(shared.FD()), Base: abi.UsedAt, Size: used, Offset: rings},
+			{FD: int32(shared.FD()), Base: abi.BuffersAt, Size: 1 << 20, Offset: rings + used},
+		},
+		LogFD: int32(log.FD()), LogSize: uint64(len(log.Mem)),
 	}
 	kick, call := map[int]ring.Doorbell{}, map[int]ring.Doorbell{}
 	for i := range 2 {
@@ -132,7 +134,7 @@ func disk(t *testing.T) (*guest.Disk, *ring.Shared, *abi.Attach) {
 				t.Fatal(err)
 			}
 		}
-		q := l.At(g.QueueOffset(i), 0)
+		q := abi.QueueAt(i, 16, 0)
 		a.Queues = append(a.Queues, abi.Queue{
 			Index: uint16(i), Size: 16, KickFD: int32(kick[i].FD()), CallFD: int32(call[i].FD()), Desc: q.Desc, Avail: q.Avail, Used: q.Used,
 		})
@@ -142,7 +144,7 @@ func disk(t *testing.T) (*guest.Disk, *ring.Shared, *abi.Attach) {
 	b := c.Encode()
 	copy(config[:], b[:])
 	g.Put(&config)
-	d, err := guest.NewDisk("disk", shared.Mem, &config, false, kick, call)
+	d, err := guest.NewDisk("disk", guest.Split(shared.Mem, 2, 16), &config, false, kick, call)
 	if err != nil {
 		t.Fatal(err)
 	}

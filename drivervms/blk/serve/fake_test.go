@@ -116,7 +116,7 @@ func (d *memDevice) flushCount() int {
 
 // rig is a client with its disk, and what a server needs to serve it.
 type rig struct {
-	mem        []byte
+	mem        guest.Memory
 	disk       *guest.Disk
 	grant      abi.DiskGrant
 	logs       []byte
@@ -144,7 +144,8 @@ func newRig(t testing.TB, queues, queueSize, pool int, size uint64) *rig {
 		features: guest.DiskFeatures | virtioblk.FeatureFlush,
 		id:       1,
 	}
-	r.mem = sharedMemory(t, int(r.grant.PoolOffset())+pool)
+	g := r.grant
+	r.mem = guest.Split(sharedMemory(t, int(abi.RingsBytes(g.Queues, g.QueueSize)+abi.UsedBytes(g.Queues))+pool), g.Queues, g.QueueSize)
 	r.logs = sharedMemory(t, queues*int(ring.InflightBytes(uint16(queueSize))))
 	for i := range queues {
 		for _, m := range []map[int]ring.Doorbell{r.kick, r.call} {
@@ -174,11 +175,7 @@ func newRig(t testing.TB, queues, queueSize, pool int, size uint64) *rig {
 // client returns what the next server attaches.
 func (r *rig) client(t testing.TB) Client {
 	t.Helper()
-	m, err := ring.NewMemory(ring.Region{Mem: r.mem})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := ring.LayoutOf(r.grant.QueueSize)
+	m, err := r.mem.Regions()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -186,7 +183,7 @@ func (r *rig) client(t testing.TB) Client {
 	n := ring.InflightBytes(r.grant.QueueSize)
 	for i := range int(r.grant.Queues) {
 		c.Queues = append(c.Queues, Queue{
-			Queue: l.At(r.grant.QueueOffset(i), 0), Log: r.logs[uint64(i)*n:][:n:n], Kick: r.kick[i], Call: r.call[i],
+			Queue: abi.QueueAt(i, r.grant.QueueSize, 0), Log: r.logs[uint64(i)*n:][:n:n], Kick: r.kick[i], Call: r.call[i],
 		})
 	}
 	return c

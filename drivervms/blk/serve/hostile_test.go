@@ -294,10 +294,14 @@ func newRigQuiet(t *testing.T, rnd *rand.Rand) *rig {
 
 // scribble puts noise that looks like requests, and plain noise, into the client's memory and its log.
 func scribble(r *rig, rnd *rand.Rand) {
-	l, _ := ring.LayoutOf(8)
+	l := abi.QueueAt(0, 8, 0)
+	mem := r.mem.Rings
 	for i := range uint64(8) {
-		d := r.mem[l.Desc+16*i:]
-		addr := rnd.Uint64N(uint64(len(r.mem)) + 4096)
+		d := mem[l.Desc+16*i:]
+		addr := rnd.Uint64N(uint64(len(mem)) + 4096)
+		if rnd.IntN(2) == 0 {
+			addr = abi.BuffersAt + rnd.Uint64N(uint64(len(r.mem.Buffers))+4096)
+		}
 		if rnd.IntN(10) == 0 {
 			addr = rnd.Uint64()
 		}
@@ -308,11 +312,15 @@ func scribble(r *rig, rnd *rand.Rand) {
 		put32(d[12:], rnd.Uint32N(8)|rnd.Uint32N(9)<<16)
 	}
 	for i := range uint64(8) {
-		r.mem[l.Avail+4+2*i] = byte(rnd.Uint32N(9))
+		mem[l.Avail+4+2*i] = byte(rnd.Uint32N(9))
 	}
-	r.mem[l.Avail+2] += byte(rnd.Uint32N(10))
-	for range 50 {
-		h := r.mem[rnd.Uint64N(uint64(len(r.mem)-16)):]
+	mem[l.Avail+2] += byte(rnd.Uint32N(10))
+	for k := range 50 {
+		part := mem
+		if k%2 == 0 {
+			part = r.mem.Buffers
+		}
+		h := part[rnd.Uint64N(uint64(len(part)-16)):]
 		virtioblk.Header{Type: rnd.Uint32N(16), Sector: rnd.Uint64N(20000)}.Encode(h)
 	}
 	if rnd.IntN(4) == 0 {

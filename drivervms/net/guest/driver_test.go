@@ -114,7 +114,8 @@ func testPort(i byte) netdriver.Port {
 func nic(t *testing.T, p netdriver.Port) (*guest.NIC, *ring.Shared, abi.Message) {
 	t.Helper()
 	g := p.Grant(16)
-	shared, err := ring.NewShared("grant", g.Size())
+	rings, used := abi.RingsBytes(g.Queues, 16), abi.UsedBytes(g.Queues)
+	shared, err := ring.NewShared("grant", rings+used+g.Size())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,11 +125,11 @@ func nic(t *testing.T, p netdriver.Port) (*guest.NIC, *ring.Shared, abi.Message)
 	}
 	a := &abi.Attach{
 		Client: p.Name, Features: guest.NetFeatures, LogFD: -1,
-		Regions: []abi.Region{{FD: int32(shared.FD()), Size: uint64(len(shared.Mem))}},
-	}
-	l, err := ring.LayoutOf(16)
-	if err != nil {
-		t.Fatal(err)
+		Regions: []abi.Region{
+			{FD: int32(shared.FD()), Base: abi.RingsAt, Size: rings, ReadOnly: true},
+			{FD: int32(shared.FD()), Base: abi.UsedAt, Size: used, Offset: rings},
+			{FD: int32(shared.FD()), Base: abi.BuffersAt, Size: g.Size(), Offset: rings + used},
+		},
 	}
 	kick, call := map[int]ring.Doorbell{}, map[int]ring.Doorbell{}
 	for i := range int(g.Queues) {
@@ -139,14 +140,14 @@ func nic(t *testing.T, p netdriver.Port) (*guest.NIC, *ring.Shared, abi.Message)
 			}
 			m[i] = b
 		}
-		q := l.At(uint64(i)*abi.QueueStride, guest.NetFeatures)
+		q := abi.QueueAt(i, 16, guest.NetFeatures)
 		a.Queues = append(a.Queues, abi.Queue{
 			Index: uint16(i), Size: 16, KickFD: int32(kick[i].FD()), CallFD: int32(call[i].FD()), Desc: q.Desc, Avail: q.Avail, Used: q.Used,
 		})
 	}
 	var config [64]byte
 	g.Put(&config)
-	n, err := guest.NewNIC(p.Name, shared.Mem, &config, kick, call)
+	n, err := guest.NewNIC(p.Name, guest.Split(shared.Mem, g.Queues, 16), &config, kick, call)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,15 +28,12 @@ func newNative(t testing.TB, id uint64, cfg PortConfig, pairs int, size uint16) 
 	var config [64]byte
 	g.Put(&config)
 	// Never unmapped: a goroutine of a failed test may still use it.
-	mem, err := unix.Mmap(-1, 0, int(g.Size()), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS)
+	b, err := unix.Mmap(-1, 0, int(abi.RingsBytes(g.Queues, size)+abi.UsedBytes(g.Queues)+g.Size()), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS)
 	if err != nil {
 		t.Fatal(err)
 	}
-	mm, err := ring.NewMemory(ring.Region{Mem: mem})
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := ring.LayoutOf(size)
+	mem := guest.Split(b, g.Queues, size)
+	mm, err := mem.Regions()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,7 +50,7 @@ func newNative(t testing.TB, id uint64, cfg PortConfig, pairs int, size uint16) 
 		}
 		t.Cleanup(func() { k.Close(); c.Close() })
 		kick[i], call[i] = k, c
-		n.client.Queues = append(n.client.Queues, Queue{Queue: l.At(uint64(i)*abi.QueueStride, guest.NetFeatures), Kick: k, Call: c})
+		n.client.Queues = append(n.client.Queues, Queue{Queue: abi.QueueAt(i, size, guest.NetFeatures), Kick: k, Call: c})
 	}
 	if n.nic, err = guest.NewNIC(cfg.Name, mem, &config, kick, call); err != nil {
 		t.Fatal(err)
