@@ -28,7 +28,8 @@ type Report struct {
 	Message string    `json:"message,omitempty"`
 	Started time.Time `json:"started"`
 	Ended   time.Time `json:"ended"`
-	// Fault is the last fault that the guest took, whether or not it handled it, if it took one.
+	// Fault is the last fault that the guest took, whether or not it handled it. If it took none and was stopped, it says where a
+	// thread was that ran then, if one did (engine kvm); its Signal is 0.
 	Fault   *Fault         `json:"fault,omitempty"`
 	Console []string       `json:"console,omitempty"` // the last lines of output, at most ConsoleTail
 	Stats   Stats          `json:"stats"`

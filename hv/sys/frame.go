@@ -210,6 +210,17 @@ func (t *thread) recordIfNone(info siginfo) {
 	}
 }
 
+// recordIfStopped keeps where a thread was that ran when the guest was stopped: of one that hangs, that is what one wants to know. A guest that has
+// taken a fault has that to tell.
+func (t *thread) recordIfStopped() {
+	t.g.mu.Lock()
+	stopped := t.g.end != nil && t.g.end.Cause == hv.CauseStop && t.g.fault == nil
+	t.g.mu.Unlock()
+	if stopped {
+		t.record(&hv.Fault{Vector: -1})
+	}
+}
+
 // String makes an End readable.
 func (e End) String() string {
 	switch e.Cause {

@@ -124,6 +124,7 @@ func (t *thread) loop() {
 		case kvm.ExitException:
 			t.exception(e)
 		case kvm.ExitKicked:
+			t.recordIfStopped()
 		case kvm.ExitNoMemory:
 			t.busError()
 		case kvm.ExitFailed:

@@ -54,5 +54,8 @@ func stateLine(s api.DriverState) string {
 	if s.Generation == 0 {
 		return "nothing yet"
 	}
-	return fmt.Sprintf("%d records and 1 checkpoint with %d, %d bytes", s.Records, s.Items, s.Bytes)
+	if s.Records+s.Items == 0 {
+		return "counters alone"
+	}
+	return fmt.Sprintf("%d records, 1 checkpoint with %d, and counters; %d bytes", s.Records, s.Items, s.Bytes)
 }

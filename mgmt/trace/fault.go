@@ -60,6 +60,9 @@ func Decode(f *hv.Fault, program *Program) *api.Trace {
 }
 
 func what(f *hv.Fault) string {
+	if f.Signal == 0 && f.Vector < 0 {
+		return fmt.Sprintf("none: where thread %d was when it was stopped", f.Thread)
+	}
 	s := "signal " + unix.SignalName(unix.Signal(f.Signal))
 	switch f.Vector {
 	case vecDivide:
