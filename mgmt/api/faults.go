@@ -69,7 +69,7 @@ var FaultKinds = []FaultKind{
 	{Name: "hang:loop", Summary: "the program loops for ever, with requests in hand"},
 	{Name: "hang:syscall", VM: true, Summary: "a system call of the program never returns", Options: []FaultOption{optCall}},
 	{Name: "hang:deadlock", Summary: "two threads of the program wait for each other's lock for ever"},
-	{Name: "stall", Drivers: []string{"blk"}, Summary: "the program beats, but leaves what it took lying"},
+	{Name: "stall", Summary: "the program beats, but leaves what it took lying"},
 
 	{Name: "clock", VM: true, Engines: []hv.Engine{hv.EngineKVM}, Summary: "the VM's clocks jump, and stay wrong", Options: []FaultOption{
 		{"by", "forward or backward by seconds or hours, by seed", "how far, such as 90s or -2h"}, {"of", "both", "realtime: the real time alone"}}},

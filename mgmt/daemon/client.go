@@ -149,18 +149,23 @@ func (c *client) what() string {
 // and only compared. The memory is read and not mapped, so that a client which shrinks it harms nobody.
 func (c *client) pending() bool {
 	for i := range c.att.Queues {
-		q := &c.att.Queues[i]
-		if c.net && q.Index%2 == 0 {
-			continue // free buffers that wait for frames (virtio 1.2 §5.1.2: receive queues have the even numbers)
-		}
-		// The index follows 16 bits of flags in both rings (virtio 1.2 §2.7.6, §2.7.8).
-		avail, ok1 := c.read16(q.Avail + 2)
-		used, ok2 := c.read16(q.Used + 2)
-		if ok1 && ok2 && avail != used {
+		if avail, used, ok := c.indices(i); ok && avail != used {
 			return true
 		}
 	}
 	return false
+}
+
+// indices returns the two indices of queue i, if there can be work for the driver in it and they can be read.
+func (c *client) indices(i int) (avail, used uint16, ok bool) {
+	q := &c.att.Queues[i]
+	if c.net && q.Index%2 == 0 {
+		return 0, 0, false // free buffers that wait for frames (virtio 1.2 §5.1.2: receive queues have the even numbers)
+	}
+	// The index follows 16 bits of flags in both rings (virtio 1.2 §2.7.6, §2.7.8).
+	avail, ok1 := c.read16(q.Avail + 2)
+	used, ok2 := c.read16(q.Used + 2)
+	return avail, used, ok1 && ok2
 }
 
 // read16 reads two bytes at an address of the client.

@@ -236,13 +236,7 @@ func (dr *driver) crash(ctx context.Context, how string) error {
 	switch {
 	case how == "kill":
 		err = inst.proc.Kill()
-	case how == "stall":
-		if dr.rec.Config.Type != typeBlk {
-			err = api.Errorf(api.Invalid, "only a block driver keeps a log by which a stall is found out; crash this one by kill, fault or hang")
-			break
-		}
-		err = inst.inject(how)
-	case how == "fault", how == "hang", strings.HasPrefix(how, "lie:") && dr.rec.Config.Type != typeConsole:
+	case how == "fault", how == "hang", how == "stall", strings.HasPrefix(how, "lie:") && dr.rec.Config.Type != typeConsole:
 		err = inst.inject(how)
 	default:
 		err = api.Errorf(api.Invalid, "a driver can be crashed by kill, fault, hang or stall, not %q", how)

@@ -4,12 +4,14 @@ import (
 	"slices"
 	"time"
 
+	"github.com/grailos/grail/hv/abi"
 	"github.com/grailos/grail/mgmt/reincarnation"
 	"github.com/grailos/grail/ring"
 )
 
-// watchProgress declares the instance stalled when requests that it has taken stand still although it beats. It is told by the
-// in-flight logs, which no client can write to; a driver that keeps none is not watched.
+// watchProgress declares the instance stalled when requests that it has taken stand still although it beats. It is told by the in-flight logs, which no
+// client can write to. Where there is none, as for networks and consoles, the used index of a ring with work in it has to stand still, which a client could
+// forge, and the driver has to be silent when it is asked something: one that answers has been through its rounds.
 func (dr *driver) watchProgress(inst *driverInstance, quit <-chan struct{}) {
 	for again := true; again; {
 		c, tuned := dr.tuning()
@@ -24,13 +26,21 @@ func (dr *driver) watchProgressBy(inst *driverInstance, patience time.Duration, 
 		work := reincarnation.Work{Beat: inst.beat(), Busy: inst.hostBusy(), Oldest: map[uint64]uint64{}}
 		waiting := dr.pendingClients(inst)
 		for _, c := range waiting {
-			c.inFlight(work.Oldest)
+			if c.att.Log < 0 {
+				c.positions(work.Oldest)
+			} else {
+				c.inFlight(work.Oldest)
+			}
 		}
 		queue, stands := p.Observe(work)
 		if !stands {
 			continue
 		}
 		blamed := slices.DeleteFunc(waiting, func(c *client) bool { return c.att.ID != queue>>queueBits })
+		if len(blamed) > 0 && blamed[0].att.Log < 0 && !inst.silent(blamed[0].att.ID) {
+			p = reincarnation.Progress{Patience: patience}
+			continue
+		}
 		if dr.confirm(inst, blamed) {
 			inst.stalled.Store(true)
 			inst.declareHung(time.Now().Add(-p.Patience))
@@ -42,6 +52,21 @@ func (dr *driver) watchProgressBy(inst *driverInstance, patience time.Duration, 
 
 // queueBits is how many bits of a queue's number in the whole driver name it within its attachment.
 const queueBits = 16
+
+// silent reports whether the driver's program does not answer a question about an attachment.
+func (i *driverInstance) silent(id uint64) bool {
+	_, err := i.ask(abi.Message{Type: abi.MsgStats, ID: id})
+	return err != nil && !i.gone()
+}
+
+// positions notes how far the driver has come in each queue in which there is work for it.
+func (c *client) positions(oldest map[uint64]uint64) {
+	for i := range c.att.Queues {
+		if avail, used, ok := c.indices(i); ok && avail != used {
+			oldest[c.att.ID<<queueBits|uint64(i)] = uint64(used)
+		}
+	}
+}
 
 // inFlight notes the oldest request in flight of each queue.
 func (c *client) inFlight(oldest map[uint64]uint64) {

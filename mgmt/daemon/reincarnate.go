@@ -262,9 +262,12 @@ func (dr *driver) judge(inst *driverInstance, r *hv.Report, detected, stopped ti
 
 // bringUp waits until the instance is ready and attaches every client.
 func (dr *driver) bringUp(inst *driverInstance, rec *recovery) error {
-	st, err := inst.waitReady(startTimeout)
-	if err != nil {
-		return err
+	st := &hv.Status{} // of a spare that has booted there is nothing to ask
+	if !inst.booted.Load() {
+		var err error
+		if st, err = inst.waitReady(startTimeout); err != nil {
+			return err
+		}
 	}
 	if rec != nil {
 		rec.crash.Ready = time.Now()

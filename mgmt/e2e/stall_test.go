@@ -7,6 +7,28 @@ import (
 	"github.com/grailos/grail/hv"
 )
 
+// Networks and consoles keep no log of what they have taken; their drivers are found out as well, and those that work are not.
+func TestOtherDriversStall(t *testing.T) {
+	onEngines(t, func(r *rig) {
+		r.ctl("driver", "create", "net", "net0", "--engine", string(r.engine), "--deadline", "300ms", "--port", "web", "--port", "user")
+		r.startServer("server", "web")
+		r.ctl(r.netcheck("user", "ping", "web")...)
+		r.ctl("driver", "set", "con0", "--deadline", "300ms")
+		for _, name := range []string{"net0", "con0"} {
+			r.ctl("driver", "crash", name, "--how", "stall")
+		}
+		r.run(nil, r.netcheck("user", "ping", "web")...) // which prints, too
+		for _, name := range []string{"net0", "con0"} {
+			r.eventually(name+" is replaced", func() bool {
+				list := r.crashes(name)
+				return len(list) == 1 && list[0].Cause == hv.CauseStall
+			})
+		}
+		r.ctl(r.netcheck("user", "ping", "web")...)
+		r.ctl("rm", "--force", "server")
+	})
+}
+
 // A driver that beats and leaves the requests lying that it has taken is replaced, and its client loses nothing.
 func TestDriverStalls(t *testing.T) {
 	onEngines(t, func(r *rig) {

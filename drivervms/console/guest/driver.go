@@ -46,6 +46,8 @@ func (d *driver) handle(m abi.Message) error {
 			mp.Unmap()
 			delete(d.maps, m.ID)
 		}
+	case abi.MsgStats:
+		answer.Type, answer.Text = abi.MsgStats, fmt.Sprintf(`{"pieces": %d, "bytes": %d}`, d.server.Pieces, d.server.Bytes)
 	case abi.MsgTest:
 		return d.host.Test(m, d.server.Test)
 	case abi.MsgInject:
