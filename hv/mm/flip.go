@@ -74,7 +74,7 @@ func (s *Space) Flip(addr uint64, mask byte) (old byte, err error) {
 func (s *Space) Take(leave uint64) (taken uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for s.ram.used+leave+page <= uint64(len(s.ram.mem)) {
+	for size := uint64(len(s.ram.mem)); leave <= size && s.ram.used+page <= size-leave; {
 		if _, ok := s.ram.alloc(); !ok {
 			break
 		}

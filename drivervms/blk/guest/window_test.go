@@ -34,7 +34,11 @@ type hostSide struct {
 func (h *hostSide) segments(r *abi.DevReq) (list [][]byte) {
 	first := (r.Segs - guest.SegmentsOf(h.d.segs)) / abi.DevSegSize
 	for _, s := range h.d.segs[first:][:r.NSegs] {
-		list = append(list, h.buffers[s.Addr][:s.Len])
+		for addr, b := range h.buffers { // the rest of a segment begins within one
+			if off := s.Addr - addr; off < uint64(len(b)) {
+				list = append(list, b[off:][:s.Len])
+			}
+		}
 	}
 	return list
 }
