@@ -85,6 +85,9 @@ func performFaulty(f *inject.Armed, c *Call, d performer, w []byte) (uint64, uni
 		return d.perform(c, w)
 	}
 	if _, e := faulty(f, c, op, 0); e != 0 {
+		if dev, ok := d.(*device); ok && e != unix.EINTR && e != unix.EAGAIN {
+			dev.faults.note(e) // as if the host's file had failed
+		}
 		return 0, e
 	}
 	return d.perform(c, w)

@@ -134,7 +134,7 @@ func (dr *driver) clientNamed(name string, random *rand.Rand) (*client, error) {
 		}
 	}
 	if len(fit) == 0 {
-		return nil, api.Errorf(api.NotFound, "driver %s has no client %q; it has %s", dr.name(), name, quoted(have))
+		return nil, api.Errorf(api.Invalid, "driver %s has no client %q; it has %s", dr.name(), name, quoted(have))
 	}
 	return fit[random.IntN(len(fit))], nil
 }

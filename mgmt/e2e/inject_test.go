@@ -1,9 +1,12 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -63,18 +66,42 @@ var faults = []injected{
 // inject makes a fault in driver blk0.
 func (r *rig) inject(f injected, seed uint64) (done api.Injected) {
 	r.t.Helper()
-	args := []string{"inject", "blk0", f.kind, "--seed", fmt.Sprint(seed), "--json"}
+	req := api.Inject{Kind: f.kind, Seed: seed, Set: map[string]string{}}
 	for _, s := range f.set {
-		args = append(args, "--set", s)
+		k, v, _ := strings.Cut(s, "=")
+		req.Set[k] = v
 	}
-	if err := json.Unmarshal([]byte(r.ctl(args...)), &done); err != nil {
-		r.t.Fatal(err)
+	done, err := r.client.InjectDriver(context.Background(), "blk0", req)
+	if err != nil {
+		r.t.Fatalf("%s: %v", f.kind, err)
 	}
 	r.t.Logf("%s %v: %s", f.kind, f.set, done.What)
 	if done.Kind != f.kind || done.Seed != seed || done.What == "" || done.Target == "" {
 		r.t.Errorf("answer %+v", done)
 	}
 	return done
+}
+
+// blk0 returns driver blk0 and its crashes.
+func (r *rig) blk0() (api.Driver, []api.Crash) {
+	r.t.Helper()
+	d, err := r.client.Driver(context.Background(), "blk0")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	list, err := r.client.Crashes(context.Background(), "blk0")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return d, list
+}
+
+// serves reports whether generation n or a later one of driver blk0 serves its one client.
+func (r *rig) serves(n int) func() bool {
+	return func() bool {
+		d, _ := r.blk0()
+		return d.State == api.Ready && d.Generation >= n && len(d.Clients) == 1 && d.Clients[0].Attached
+	}
 }
 
 // Every fault is made under a VM that writes and checks, which must not notice.
@@ -93,15 +120,14 @@ func TestInjectedFaults(t *testing.T) {
 			}
 			seed := uint64(1000 + i)
 			// A fault before may have killed it a little later.
-			r.eventually("ready for "+f.kind, r.serving("blk0", 1))
-			before := r.crashes("blk0")
-			generation := r.driver("blk0").Generation
+			r.eventually("ready for "+f.kind, r.serves(1))
+			d, before := r.blk0()
 			r.inject(f, seed)
 			if f.cause == nil {
 				continue
 			}
-			r.eventually("recovered from "+f.kind, r.serving("blk0", generation+1))
-			after := r.crashes("blk0")
+			r.eventually("recovered from "+f.kind, r.serves(d.Generation+1))
+			_, after := r.blk0()
 			if len(after) != len(before)+1 {
 				r.t.Fatalf("%s: %d crash records, then %d", f.kind, len(before), len(after))
 			}
@@ -113,6 +139,65 @@ func TestInjectedFaults(t *testing.T) {
 			if c.Injected != f.kind || c.InjectedSeed != seed {
 				r.t.Errorf("%s: recorded as %q with seed %d", f.kind, c.Injected, c.InjectedSeed)
 			}
+		}
+		var done api.Injected
+		if err := json.Unmarshal([]byte(r.ctl("inject", "blk0", "bell:storm", "--seed", "7", "--set", "ms=1", "--json")), &done); err != nil || done.Seed != 7 {
+			r.t.Errorf("%+v, %v", done, err)
+		}
+		r.ctl("stop", "v")
+		v.wait()
+		r.ctl("driver", "rm", "blk0")
+	})
+}
+
+// check runs a VM that writes and checks a disk, and returns what came of it.
+func (r *rig) check(name, disk string, ops int) (string, int) {
+	r.t.Helper()
+	return r.run(nil, "run", "--rm", "--name", name, "--engine", string(r.engine), "--disk", disk, "--", filepath.Join(r.dir, "verify"),
+		"-disk", filepath.Base(disk), "-mib", "8", "-ops", fmt.Sprint(ops))
+}
+
+// Errors of the device reach the client as errors, and the driver goes on. A client that breaks its ring harms no other; and a native VM can be
+// harmed as well.
+func TestInjectedHarm(t *testing.T) {
+	onEngines(t, func(r *rig) {
+		r.ctl("driver", "create", "blk", "blk0", "--engine", string(r.engine), "--disk", "d="+r.disk(32<<20), "--disk", "e="+r.disk(32<<20))
+		for _, f := range []injected{
+			{kind: "io:error", set: []string{"op=write", "n=4"}},
+			{kind: "io:error", set: []string{"op=flush", "n=4"}},
+			{kind: "io:enospc", set: []string{"n=4"}},
+		} {
+			r.inject(f, 1)
+			if out, code := r.check("w", "blk0/d", 200); code == 0 || strings.Contains(out, " is lost") || strings.Contains(out, " is changed") {
+				r.t.Errorf("%s %v: the client noticed nothing, or more than an error:\n%s", f.kind, f.set, out)
+			}
+		}
+		if out, code := r.check("w", "blk0/d", 100); code != 0 {
+			r.t.Errorf("after the errors: exit code %d: %s", code, out)
+		}
+		if n := len(r.crashes("blk0")); n != 0 {
+			r.t.Errorf("%d crashes", n)
+		}
+
+		v := r.verify("blk0/d", time.Minute)
+		r.eventually("the client", r.serving("blk0", 1))
+		w := r.command("run", "--rm", "--name", "w", "--engine", string(r.engine), "--disk", "blk0/e", "--", filepath.Join(r.dir, "verify"), "-disk", "e", "-mib", "8", "-time", "1m")
+		if err := w.Start(); err != nil {
+			r.t.Fatal(err)
+		}
+		r.eventually("both clients", func() bool { return len(r.driver("blk0").Clients) == 2 })
+		for i, lie := range []string{"index", "wild"} {
+			r.inject(injected{kind: "ring:client", set: []string{"client=w", "lie=" + lie}}, uint64(i))
+		}
+		if out, code := r.run(nil, "inject", "blk0", "ring:client", "--set", "client=nobody"); code == 0 || !strings.Contains(out, "has no client") {
+			r.t.Errorf("a client that is not there: exit code %d: %s", code, out)
+		}
+		if out, code := r.run(nil, "inject", "nobody", "kill"); code == 0 || !strings.Contains(out, "nobody") {
+			r.t.Errorf("a driver that is not there: exit code %d: %s", code, out)
+		}
+		r.ctl("inject", "w", "exception:ud")
+		if got := code(r.t, w.Wait()); got == 0 {
+			r.t.Error("a VM survived an exception")
 		}
 		r.ctl("stop", "v")
 		v.wait()
