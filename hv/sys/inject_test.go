@@ -168,7 +168,7 @@ func TestClockJumps(t *testing.T) {
 	c.params.Stamp -= 1 << 30
 	c.adjust()
 	off := int64(c.params.Realtime) - int64(c.params.Monotonic) - realOffset()
-	if off/int64(time.Minute) != -30 {
+	if time.Duration(off).Round(time.Second) != -30*time.Minute {
 		t.Errorf("after a setting, real time is off by %v", time.Duration(off))
 	}
 }
