@@ -101,6 +101,7 @@ func Open(dirs place.Dirs, log *slog.Logger, version string) (_ *Daemon, err err
 		d.store.Close()
 		return nil, err
 	}
+	d.background.Go(d.govern)
 	return d, nil
 }
 

@@ -28,7 +28,8 @@ type domains struct {
 	groups  map[tenant.Key]string // of the nodes in which something runs
 	own     int                   // processes of the host's own needs
 	notes   map[tenant.Key][]string
-	applied error // of the last sync
+	applied error                       // of the last sync
+	steered map[tenant.Key]tenant.Milli // caps of those that hold back for now; see governor
 }
 
 // ownKey is the node of the host's own needs.
@@ -258,6 +259,7 @@ func (dm *domains) sync() {
 	apply := []fence.Group{{Path: "", Limits: fence.Limits{Weight: fence.BesideHost(int64(host.CPU.Guarantee-own.CPU.Guarantee), int64(own.CPU.Guarantee)),
 		CapMilli: int64(host.CPU.Cap), CPUs: host.CPU.Set}}}
 	groups := map[tenant.Key]string{}
+	caps := map[tenant.Key]tenant.Milli{tenant.HostKey: host.CPU.Cap} // the tightest from the host down
 	for _, e := range list {
 		if !e.Live {
 			continue
@@ -268,8 +270,14 @@ func (dm *domains) sync() {
 		if sum := sums[e.Parent]; sum > 0 {
 			l.Weight = max(uint64(int64(e.Milli)*fence.Parts/sum), 1)
 		}
-		if s.CPU.Cap > 0 {
-			l.CapMilli = int64(e.Cap)
+		caps[e.Key] = caps[e.Parent]
+		for _, c := range []tenant.Milli{s.CPU.Cap, dm.steered[e.Key]} {
+			if c > 0 && (caps[e.Key] == 0 || c < caps[e.Key]) {
+				caps[e.Key] = c
+			}
+			if c > 0 {
+				l.CapMilli = int64(caps[e.Key])
+			}
 		}
 		switch {
 		case e.Key.Kind == tenant.VM:

@@ -8,6 +8,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -413,4 +414,21 @@ func base(p, name string) string {
 		return "/"
 	}
 	return before
+}
+
+// Procs returns the processes in a group, without those of the groups below it.
+func (t *Tree) Procs(group string) (pids []int) {
+	if t.h == nil || t.can[CPU] != nil {
+		return nil
+	}
+	b, err := os.ReadFile(filepath.Join(t.h.dir(CPU, group), "cgroup.procs"))
+	if err != nil {
+		return nil
+	}
+	for line := range strings.Lines(string(b)) {
+		if pid, err := strconv.Atoi(strings.TrimSpace(line)); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }

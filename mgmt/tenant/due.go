@@ -26,7 +26,7 @@ func (t *Tree) Entitlements() []Entitled {
 	var down func(n *node, has, limit Milli, set []int)
 	down = func(n *node, has, limit Milli, set []int) {
 		keys := sortedKeys(n.children)
-		due := divide(n, keys, has, live)
+		due := divide(n, keys, has, live, nil)
 		for i, k := range keys {
 			c := n.children[k]
 			e := Entitled{Key: k, Parent: n.key, Milli: due[i], Cap: tighter(limit, c.share.CPU.Cap), Set: narrower(set, c.share.CPU.Set), Live: live[c]}
@@ -50,20 +50,55 @@ func (n *node) spreadLive(live map[*node]bool) bool {
 	return is
 }
 
+// Divide returns what is due to each child of a node in which something runs, when they have so much together. demand has those that want no more
+// than an amount, which then goes to the others.
+func (t *Tree) Divide(key Key, has Milli, demand map[Key]Milli) map[Key]Milli {
+	n := t.nodes[key]
+	if n == nil {
+		return nil
+	}
+	live := map[*node]bool{}
+	n.spreadLive(live)
+	keys := sortedKeys(n.children)
+	due := map[Key]Milli{}
+	for i, d := range divide(n, keys, has, live, demand) {
+		if live[n.children[keys[i]]] {
+			due[keys[i]] = d
+		}
+	}
+	return due
+}
+
+// bounds returns what a child is guaranteed and the most that it gets, 0 for no bound, when it wants no more than demand says.
+func (n *node) bounds(demand map[Key]Milli) (claim, limit Milli) {
+	claim, limit = Milli(n.claim(CPUTime)), n.share.CPU.Cap
+	if d, ok := demand[n.key]; ok {
+		d = max(d, 1) // 0 would be no bound
+		claim, limit = min(claim, d), tighter(limit, d)
+	}
+	return claim, limit
+}
+
 // divide returns what is due to each child of a node that has so much.
-func divide(n *node, keys []Key, has Milli, live map[*node]bool) []Milli {
-	due := make([]Milli, len(keys))
+func divide(n *node, keys []Key, has Milli, live map[*node]bool, demand map[Key]Milli) []Milli {
+	due, limits := make([]Milli, len(keys)), make([]Milli, len(keys))
 	open := make([]int, 0, len(keys)) // those that take part in what is left
 	left := has
 	for i, k := range keys {
 		c := n.children[k]
-		due[i] = Milli(c.claim(CPUTime))
+		due[i], limits[i] = c.bounds(demand)
 		if live[c] {
 			left -= due[i]
 			open = append(open, i)
 		}
 	}
-	// A child at its cap leaves the rest to the others: at most one round for each.
+	if left < 0 {
+		// There is less than was admitted: the host itself takes more than it said. All lose alike.
+		for _, i := range open {
+			due[i] = part(due[i], int64(has), int64(has-left))
+		}
+	}
+	// A child at its limit leaves the rest to the others: at most one round for each.
 	for left > 0 && len(open) > 0 {
 		var weights int64
 		for _, i := range open {
@@ -72,19 +107,17 @@ func divide(n *node, keys []Key, has Milli, live map[*node]bool) []Milli {
 		given, full := Milli(0), false
 		parts := make([]Milli, len(open))
 		for j, i := range open {
-			c := n.children[keys[i]]
-			parts[j] = part(left, weight(c.share.CPU.Weight), weights)
-			if limit := c.share.CPU.Cap; limit > 0 && due[i]+parts[j] >= limit {
+			parts[j] = part(left, weight(n.children[keys[i]].share.CPU.Weight), weights)
+			if limits[i] > 0 && due[i]+parts[j] >= limits[i] {
 				full = true
 			}
 		}
 		for j, i := range open {
-			limit := n.children[keys[i]].share.CPU.Cap
-			if full && (limit == 0 || due[i]+parts[j] < limit) {
-				continue // first those that reach their cap: what they leave makes the others' part larger
+			if full && (limits[i] == 0 || due[i]+parts[j] < limits[i]) {
+				continue // first those that reach their limit: what they leave makes the others' part larger
 			}
-			if limit > 0 {
-				parts[j] = min(parts[j], limit-due[i])
+			if limits[i] > 0 {
+				parts[j] = min(parts[j], limits[i]-due[i])
 			}
 			due[i] += parts[j]
 			given += parts[j]
@@ -93,10 +126,7 @@ func divide(n *node, keys []Key, has Milli, live map[*node]bool) []Milli {
 		if !full {
 			break
 		}
-		open = slices.DeleteFunc(open, func(i int) bool {
-			limit := n.children[keys[i]].share.CPU.Cap
-			return limit > 0 && due[i] >= limit
-		})
+		open = slices.DeleteFunc(open, func(i int) bool { return limits[i] > 0 && due[i] >= limits[i] })
 	}
 	return due
 }

@@ -57,6 +57,36 @@ func TestDue(t *testing.T) {
 	}
 }
 
+// With less than what was admitted, all lose alike; of what one does not want, the others have more.
+func TestDivideWhatThereIs(t *testing.T) {
+	tree := host(t)
+	a, b := Key{VM, "a"}, Key{VM, "b"}
+	for k, g := range map[Key]Milli{a: 1200, b: 600} {
+		add(t, tree, "", VM, k.Name, cores(g))
+		tree.SetLive(k, true)
+	}
+	for _, c := range []struct {
+		has    Milli
+		demand map[Key]Milli
+		a, b   Milli
+	}{
+		{1800, nil, 1200, 600},
+		{900, nil, 600, 300},
+		{0, nil, 0, 0},
+		{1900, nil, 1250, 650},
+		{1800, map[Key]Milli{a: 100}, 100, 1700},
+		{1800, map[Key]Milli{a: 0}, 1, 1799},
+		{300, map[Key]Milli{b: 100}, 276, 23},
+	} {
+		if got := tree.Divide(HostKey, c.has, c.demand); got[a] != c.a || got[b] != c.b {
+			t.Errorf("%v with %v: %v", c.has, c.demand, got)
+		}
+	}
+	if tree.Divide(Key{VM, "nobody"}, 100, nil) != nil {
+		t.Error("nobody has children")
+	}
+}
+
 func TestSetNarrows(t *testing.T) {
 	tree := host(t)
 	add(t, tree, "", Tenant, "a", Share{CPU: CPU{Set: "0-1"}})

@@ -1,0 +1,264 @@
+package daemon
+
+import (
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/grailos/grail/mgmt/tenant"
+)
+
+// The kernel's scheduler divides each processor by the groups' weights; how it places their threads on the processors is less exact, by some percent
+// of the machine. The governor measures what every domain gets, and has the siblings of one that wants more and has had too little hold back. Its caps
+// are in the groups of a domain only while the processors are contended. Without it, when graild is not there, what remains is what the kernel does.
+
+// Rhythm of the governor.
+const (
+	governPeriod = 100 * time.Millisecond
+	// governCost is the most of one processor that it may use: with many domains it looks less often.
+	governCost = 0.01
+	// hungryPart is the part of an interval for which a domain's threads have waited for a processor that makes it hungry, in percent.
+	hungryPart = 2
+	// idlePart is the part of the machine that is idle when there is enough for everybody, in percent.
+	idlePart = 2
+)
+
+// governor is the state of the loop.
+type governor struct {
+	dm      *domains
+	steer   map[tenant.Key]*tenant.Steering // by parent
+	used    map[tenant.Key]uint64           // ns
+	waited  map[tenant.Key]time.Duration
+	at      time.Time
+	machine machineTime
+}
+
+// govern runs until graild ends.
+func (d *Daemon) govern() {
+	runtime.LockOSThread() // whose processor time is measured
+	defer runtime.UnlockOSThread()
+	g := &governor{dm: d.domains}
+	g.forget()
+	t := time.NewTimer(governPeriod)
+	defer t.Stop()
+	for {
+		select {
+		case <-d.closing:
+			g.release() // nobody would lift the caps
+			return
+		case <-t.C:
+		}
+		before := threadTimeUsed()
+		g.look()
+		cost := threadTimeUsed() - before
+		t.Reset(max(governPeriod, time.Duration(float64(cost)/governCost)))
+	}
+}
+
+// release lifts the caps.
+func (g *governor) release() {
+	g.dm.mu.Lock()
+	defer g.dm.mu.Unlock()
+	if len(g.dm.steered) > 0 {
+		g.dm.steered = nil
+		g.dm.sync()
+	}
+}
+
+// forget begins anew: nothing is known of what went before.
+func (g *governor) forget() {
+	g.steer, g.used, g.waited = map[tenant.Key]*tenant.Steering{}, map[tenant.Key]uint64{}, map[tenant.Key]time.Duration{}
+}
+
+// threadTimeUsed returns the processor time that the calling thread has used.
+func threadTimeUsed() time.Duration {
+	var ru unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_THREAD, &ru); err != nil {
+		return 0
+	}
+	return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
+}
+
+// look measures, and corrects.
+func (g *governor) look() {
+	begin := time.Now()
+	dt, idle := begin.Sub(g.at), true
+	if now, ok := readMachine(); ok {
+		idle = now.idleSince(g.machine) >= idlePart
+		g.machine = now
+	}
+	g.at = begin
+	dm := g.dm
+	dm.mu.Lock()
+	defer dm.mu.Unlock()
+	if idle && !dm.capped() || len(dm.groups) < 2 {
+		if len(dm.steered) > 0 {
+			dm.steered = nil
+			dm.sync()
+		}
+		g.forget()
+		return
+	}
+	caps := g.measure(dt)
+	if !equalCaps(caps, dm.steered) {
+		dm.steered = caps
+		dm.sync()
+	}
+}
+
+// capped reports whether something that runs has a cap of its own, below which there is contention while the machine is idle. The caller holds
+// dm.mu.
+func (dm *domains) capped() bool {
+	for k := range dm.groups {
+		if s, _ := dm.tree.Share(k); s.CPU.Cap > 0 && k.Kind == tenant.Tenant {
+			return true
+		}
+	}
+	return false
+}
+
+// measure returns the caps of those that have had more than their part. The caller holds dm.mu.
+func (g *governor) measure(dt time.Duration) map[tenant.Key]tenant.Milli {
+	dm := g.dm
+	used, got := map[tenant.Key]uint64{}, map[tenant.Key]tenant.Milli{}
+	fresh := false
+	for k, group := range dm.groups {
+		u, err := dm.fence.Usage(group)
+		if err != nil {
+			continue
+		}
+		used[k] = u.UsedNs
+		if was, ok := g.used[k]; ok && dt > 0 {
+			got[k] = tenant.Milli((u.UsedNs - was) * 1000 / uint64(dt))
+		} else {
+			fresh = true
+		}
+	}
+	g.used = used
+	if fresh {
+		g.waited = map[tenant.Key]time.Duration{}
+		return dm.steered
+	}
+	caps := map[tenant.Key]tenant.Milli{}
+	waited := map[tenant.Key]time.Duration{}
+	for parent := range dm.parents() {
+		given := map[tenant.Key]tenant.Given{}
+		var has tenant.Milli
+		for _, k := range dm.tree.Children(parent) {
+			if u, ok := got[k]; ok {
+				given[k] = tenant.Given{Used: u}
+				has += u
+			}
+		}
+		if len(given) < 2 {
+			continue
+		}
+		due := func(has tenant.Milli, demand map[tenant.Key]tenant.Milli) map[tenant.Key]tenant.Milli {
+			return dm.tree.Divide(parent, has, demand)
+		}
+		// Only of those that had less than their part matters whether they wanted more; others are taken at their word.
+		for k, d := range due(has, nil) {
+			u := given[k]
+			u.Hungry = true
+			if u.Used < d {
+				waited[k] = dm.waited(k)
+				was, known := g.waited[k]
+				u.Hungry = !known || waited[k]-was > dt*hungryPart/100
+			}
+			given[k] = u
+		}
+		if g.steer[parent] == nil {
+			g.steer[parent] = &tenant.Steering{}
+		}
+		for k, c := range g.steer[parent].Step(dt, given, due) {
+			caps[k] = c
+		}
+	}
+	g.waited = waited
+	return caps
+}
+
+// parents returns the nodes that have children in which something runs. The caller holds dm.mu.
+func (dm *domains) parents() map[tenant.Key]bool {
+	m := map[tenant.Key]bool{}
+	for k := range dm.groups {
+		m[tenant.Of(dm.tree.Parent(k))] = true
+	}
+	return m
+}
+
+// waited returns for how long the threads in a node have waited for a processor. The caller holds dm.mu.
+func (dm *domains) waited(key tenant.Key) (sum time.Duration) {
+	for _, pid := range dm.fence.Procs(dm.groups[key]) {
+		for _, t := range processTimes(pid) {
+			sum += time.Duration(t.waited)
+		}
+	}
+	for _, k := range dm.tree.Children(key) {
+		if dm.groups[k] != "" {
+			sum += dm.waited(k)
+		}
+	}
+	return sum
+}
+
+// processTimes returns what the kernel accounted to the threads of one process.
+func processTimes(pid int) (list []threadTime) {
+	dir := "/proc/" + strconv.Itoa(pid) + "/task/"
+	tasks, err := os.ReadDir(dir)
+	if err != nil {
+		return nil
+	}
+	for _, t := range tasks {
+		list = append(list, readThread(dir+t.Name()))
+	}
+	return list
+}
+
+func equalCaps(a, b map[tenant.Key]tenant.Milli) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for k, v := range a {
+		if w, ok := b[k]; !ok || v != w {
+			return false
+		}
+	}
+	return true
+}
+
+// machineTime is what the processors did since the start, in ticks of USER_HZ (proc(5), /proc/stat).
+type machineTime struct{ all, idle uint64 }
+
+func readMachine() (m machineTime, ok bool) {
+	b, err := os.ReadFile("/proc/stat")
+	if err != nil {
+		return m, false
+	}
+	line, _, _ := strings.Cut(string(b), "\n")
+	f := strings.Fields(line)
+	const idle, wait, last = 4, 5, 8 // guest time, behind it, is counted in user time
+	if len(f) <= last {
+		return m, false
+	}
+	for i := 1; i <= last; i++ {
+		n, _ := strconv.ParseUint(f[i], 10, 64)
+		m.all += n
+		if i == idle || i == wait {
+			m.idle += n
+		}
+	}
+	return m, true
+}
+
+// idleSince returns the percentage of the time since before for which processors were idle.
+func (m machineTime) idleSince(before machineTime) uint64 {
+	if m.all <= before.all {
+		return 100
+	}
+	return (m.idle - before.idle) * 100 / (m.all - before.all)
+}
