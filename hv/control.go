@@ -27,7 +27,10 @@ const (
 	OpAsk         Op = "ask"         // Message is passed to the driver; answers its answer of the same type and ID, or an error after AskTimeout
 	OpSignal      Op = "signal"      // Signal is sent to the guest
 	OpInject      Op = "inject"      // makes the fault that Order says, answers Hit; see hv/inject
-	OpKill        Op = "kill"        // ends the guest at once; the Report says CauseStop
+	// OpLimit has the VMM keep itself and its guest to Milli thousandths of a core, 0 for no limit: for hosts that do not let graild do that by a
+	// cgroup. An engine that cannot refuses.
+	OpLimit Op = "limit"
+	OpKill  Op = "kill" // ends the guest at once; the Report says CauseStop
 	// OpExec runs Command in a guest with an agent, with the three descriptors sent along as its standard files. The first should be a pipe whose
 	// other end goes with the caller: a read of it may be under way when the program ends. It is answered with
 	// Exit when that program has ended. Until then the connection takes OpSignal and OpResize for it, which are not answered. When
@@ -61,6 +64,7 @@ type Request struct {
 	Op         Op            `json:"op"`
 	ID         uint64        `json:"id,omitempty"`
 	Signal     int           `json:"signal,omitempty"`
+	Milli      int           `json:"milli,omitempty"`
 	Attachment *Attachment   `json:"attachment,omitempty"`
 	Message    *abi.Message  `json:"message,omitempty"`
 	Order      *inject.Order `json:"order,omitempty"`
@@ -110,6 +114,8 @@ type Status struct {
 	Dead     []string `json:"dead,omitempty"`     // MsgDead texts received
 	// Fault is the last fault that became a signal, if there was one: a driver that took one is dying.
 	Fault *Fault `json:"fault,omitempty"`
+	// Leader is the host's thread that runs the guest's first thread, as the VMM's PID namespace numbers it; 0: there is none, or not yet.
+	Leader int `json:"leader,omitempty"`
 	// JailMissing says what of the jail the host did not allow, in words.
 	JailMissing []string `json:"jailMissing,omitempty"`
 }

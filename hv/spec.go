@@ -35,6 +35,7 @@ type Spec struct {
 	Dir         string   `json:"dir,omitempty"` // where the guest starts, in its own file system; empty: /
 	MemoryBytes uint64   `json:"memoryBytes"`   // guest memory, a multiple of 2 MiB
 	MaxThreads  int      `json:"maxThreads"`    // guest threads at once; 0: DefaultMaxThreads
+	RealTime    bool     `json:"realTime"`      // a thread of the guest is to meet deadlines; see Status.Leader
 	Files       int      `json:"files"`         // uncompressed tar archive, the guest's read-only root; -1: empty
 	KVM         int      `json:"kvm"`           // /dev/kvm, for EngineKVM
 	Stdin       int      `json:"stdin"`

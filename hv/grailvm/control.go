@@ -67,6 +67,8 @@ func (v *vm) control(req *hv.Request, fds []int) (resp hv.Response, send []int, 
 		resp.Hit, err = v.inject(req.Order)
 	case hv.OpSignal:
 		err = v.engine.Signal(req.Signal)
+	case hv.OpLimit:
+		err = v.engine.Limit(req.Milli)
 	case hv.OpKill:
 		v.engine.Kill()
 	default:

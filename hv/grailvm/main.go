@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"runtime/debug"
 	"time"
 
@@ -31,9 +32,17 @@ func main() {
 		fmt.Fprintln(os.Stderr, "grailvm:", err)
 		os.Exit(1)
 	}
+	if spec.RealTime {
+		// A thread that comes back from the kernel needs one of the runtime's processors. With as many as there are cores, it would wait for threads
+		// that the host has put aside.
+		runtime.GOMAXPROCS(realTimeProcs)
+	}
 	vm := &vm{spec: spec, started: started}
 	vm.report(vm.run())
 }
+
+// realTimeProcs is how many threads of a VMM with a deadline may be between system calls at once.
+const realTimeProcs = 64
 
 // maxSpec bounds the specification in bytes.
 const maxSpec = 1 << 20
@@ -65,6 +74,8 @@ type engine interface {
 	Denied() map[string]int
 	Revoke(object uint64) error
 	Inject(*inject.Order) (inject.Hit, error)
+	Leader() int
+	Limit(milli int) error
 }
 
 // run brings the VM up, runs it and returns how it ended.

@@ -148,7 +148,7 @@ func (v *vm) onMessage(m abi.Message) {
 // statusNow answers OpStatus.
 func (v *vm) statusNow() *hv.Status {
 	st := &hv.Status{Name: v.spec.Name, State: hv.StateStarting, Engine: v.spec.Engine,
-		Stats: v.engine.Stats(), Denied: v.engine.Denied(), Console: v.table.Console(), JailMissing: v.jailMissing}
+		Stats: v.engine.Stats(), Denied: v.engine.Denied(), Console: v.table.Console(), JailMissing: v.jailMissing, Leader: v.engine.Leader()}
 	if v.status != nil {
 		st.Beat = binary.LittleEndian.Uint64(v.status[abi.StatusBeat:])
 	}

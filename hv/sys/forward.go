@@ -348,3 +348,14 @@ func deniedNames(denied map[uint64]int) map[string]int {
 	}
 	return out
 }
+
+// Leader returns the number of the guest's first thread.
+func (p *ProcessGuest) Leader() int { return p.guest.PID() }
+
+// Limit implements what Guest does for engine kvm: it cannot, since the guest's threads run without the VMM.
+func (p *ProcessGuest) Limit(milli int) error {
+	if milli == 0 {
+		return nil
+	}
+	return errors.New("engine process cannot throttle its guest")
+}

@@ -54,6 +54,9 @@ type Guest struct {
 	signals signals
 	timers  timers
 
+	leader   atomic.Int64 // host thread of the guest's first thread
+	throttle throttle
+
 	exits, calls, faults atomic.Uint64
 	byNumber             [512]atomic.Uint64 // calls with a number below its length
 }
@@ -101,6 +104,7 @@ func (g *Guest) Run() End {
 	g.gone.Wait()
 	stop()
 	g.timers.stopAll()
+	g.throttle.set(g, 0)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.end == nil {
@@ -120,6 +124,7 @@ func (g *Guest) finish(e End) {
 		all = append(all, t)
 	}
 	g.mu.Unlock()
+	g.throttle.open()
 	for _, t := range all {
 		t.interrupt()
 	}
@@ -172,6 +177,9 @@ func (g *Guest) callCounts() map[string]uint64 {
 	}
 	return out
 }
+
+// Leader returns the number of the host thread that runs the guest's first thread; 0 before that runs.
+func (g *Guest) Leader() int { return int(g.leader.Load()) }
 
 // Fault returns the last fault that became a signal, or nil.
 func (g *Guest) Fault() *hv.Fault {

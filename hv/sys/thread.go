@@ -45,6 +45,9 @@ type thread struct {
 	finished bool   // by exit(2)
 }
 
+// firstTID is the number of the guest's first thread.
+const firstTID = 1
+
 // newThread makes a thread that does not run yet. Errors: unix.EAGAIN when there are too many.
 func (g *Guest) newThread() (*thread, error) {
 	g.mu.Lock()
@@ -71,6 +74,9 @@ func (g *Guest) startThread(t *thread, fpu []byte) {
 		// A vCPU belongs to one host thread while it runs, and Kick signals that thread.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
+		if t.tid == firstTID {
+			t.g.leader.Store(int64(unix.Gettid()))
+		}
 		debug.SetPanicOnFault(true) // see mm.Space: guest memory may be a file that shrinks
 		if err := t.cpu.SetFPU(fpu); err != nil {
 			g.finish(End{Cause: hv.CauseEngine, Message: err.Error()})
@@ -139,6 +145,9 @@ func (t *thread) loop() {
 func (t *thread) prepare() bool {
 	// First forgotten, then looked for: a kick that comes in between stops the Run at once.
 	t.cpu.Unkick()
+	if t.g.throttle.closed.Load() {
+		t.g.throttle.wait()
+	}
 	if t.g.ending() || !t.deliver() {
 		return false
 	}

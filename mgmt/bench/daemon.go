@@ -3,11 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"time"
 
 	"github.com/grailos/grail/mgmt/api"
-	"github.com/grailos/grail/mgmt/place"
 	"github.com/grailos/grail/mgmt/starter"
 )
 
@@ -20,7 +18,7 @@ type daemon struct {
 // startDaemon returns the graild, which it starts when it is first called.
 func (b *bench) startDaemon() (*daemon, error) {
 	if b.daemon == nil {
-		c, err := starter.Ensure(b.ctx, place.Dirs{State: filepath.Join(b.dir, "state"), Run: filepath.Join(b.dir, "run")})
+		c, err := starter.Ensure(b.ctx, b.dirs())
 		if err != nil {
 			return nil, err
 		}

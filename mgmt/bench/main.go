@@ -60,6 +60,8 @@ var suites = []suite{
 	{names: []string{"recover_cold_ms"}, run: coldRecovery},
 	{names: []string{"throughput_killed"}, run: throughputKilled},
 	{names: []string{"recover_vs_qsd"}, run: recoverVsQSD, slow: true},
+	{names: []string{"shares_cpu"}, run: sharesCPU},
+	{names: []string{"shares_rt"}, run: sharesRT},
 	{names: netNames, run: network},
 	{names: []string{"net_recover_ms"}, run: netRecovery},
 }

@@ -75,6 +75,9 @@ func checkVM(c *api.VMConfig) error {
 	if err := checkVMShare(c); err != nil {
 		return err
 	}
+	if err := checkRealTime(c); err != nil {
+		return err
+	}
 	if len(c.Disks) > maxDisks {
 		return api.Errorf(api.Invalid, "%d disks are too many; a VM can have %d", len(c.Disks), maxDisks)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"path"
 	"runtime"
 	"strings"
@@ -84,7 +85,11 @@ func (d *Daemon) openDomains() error {
 			return err
 		}
 	}
-	dm.fence = fence.Open("grail-" + d.store.ID)
+	if os.Getenv("GRAIL_CGROUPS") == "off" {
+		dm.fence = fence.None(errors.New("GRAIL_CGROUPS is off"))
+	} else {
+		dm.fence = fence.Open("grail-" + d.store.ID)
+	}
 	d.domains = dm
 	return nil
 }

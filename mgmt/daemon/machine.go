@@ -74,6 +74,7 @@ func (d *Daemon) nativeMachine(cfg api.VMConfig, files map[api.Role]*os.File) (*
 	l.Spec.Env = native.Env(cfg.Env...)
 	l.Spec.Dir = cfg.Dir
 	l.Spec.MemoryBytes, l.Spec.MaxThreads = cfg.MemoryBytes, int(cfg.Share.Threads)
+	l.Spec.RealTime = cfg.Share.CPU.RealTime != nil
 	for _, k := range m.grants {
 		k.addTo(l)
 	}

@@ -304,27 +304,43 @@ func (v *vm) set(req api.SetShare) error {
 	if err := checkVM(&rec.Config); err != nil {
 		return err
 	}
-	dm, key := v.d.domains, tenant.Key{Kind: tenant.VM, Name: v.name()}
-	dm.mu.Lock()
-	defer dm.mu.Unlock()
-	before, running := dm.tree.Share(key)
-	if running {
-		if err := dm.tree.Set(key, shareOf(&rec.Config)); err != nil {
-			return asAPI(err)
-		}
-	}
-	v.mu.Lock()
-	v.rec.Config = rec.Config
-	rec = v.rec
-	v.mu.Unlock()
-	if err := v.d.store.PutVM(&rec); err != nil {
-		if running {
-			_ = dm.tree.Set(key, before)
-		}
+	before, running, err := v.apply(rec.Config)
+	if err != nil {
 		return err
 	}
 	if running && inst != nil {
-		dm.sync()
+		v.relimit(inst, before.CPU, shareOf(&rec.Config).CPU)
 	}
 	return nil
+}
+
+// apply makes a configuration the VM's, which then differs from its own in the share alone, and returns the share before if it runs.
+func (v *vm) apply(cfg api.VMConfig) (before tenant.Share, running bool, err error) {
+	dm := v.d.domains
+	dm.mu.Lock()
+	defer dm.mu.Unlock()
+	before, running = dm.tree.Share(v.key())
+	if running {
+		if err := dm.tree.Set(v.key(), shareOf(&cfg)); err != nil {
+			return before, running, asAPI(err)
+		}
+	}
+	v.mu.Lock()
+	old := v.rec.Config
+	v.rec.Config = cfg
+	rec := v.rec
+	v.mu.Unlock()
+	if err := v.d.store.PutVM(&rec); err != nil {
+		v.mu.Lock()
+		v.rec.Config = old
+		v.mu.Unlock()
+		if running {
+			_ = dm.tree.Set(v.key(), before)
+		}
+		return before, running, err
+	}
+	if running {
+		dm.sync()
+	}
+	return before, running, nil
 }

@@ -125,6 +125,7 @@ func (v *vm) start(ctx context.Context, files map[api.Role]*os.File) (err error)
 	v.mu.Unlock()
 	v.d.store.PutVMLater(&rec)
 	v.d.background.Go(func() { v.reap(inst, clients) })
+	v.limit(inst, cfg)
 	v.d.renamed(cfg.Nets)
 
 	for i, c := range clients {

@@ -98,6 +98,15 @@ func Open(name string) *Tree {
 	return t
 }
 
+// None returns a tree in which nothing is enforced, for a reason.
+func None(why error) *Tree {
+	t := &Tree{can: map[Controller]error{}, have: map[string]Limits{}, in: map[string]map[Controller]bool{}}
+	for _, c := range controllers {
+		t.can[c] = fmt.Errorf("%w: %w", ErrUnavailable, why)
+	}
+	return t
+}
+
 // probe tries a controller in a group that nobody else uses.
 func (t *Tree) probe(c Controller) error {
 	group := fmt.Sprintf("probe.%d", os.Getpid())

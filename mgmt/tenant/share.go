@@ -44,12 +44,19 @@ type RealTime struct {
 	PeriodUs  int64 `json:"periodUs"`
 }
 
-// Milli returns the budget's rate, rounded up.
+// exitsUs is what a thread's sleep and wake-up cost in the VMM, in every period.
+const exitsUs = 100
+
+// GrantUs returns what the thread is given in every period. The budget is the guest's: its exits to the VMM are paid for by an eighth more, which also
+// lets it catch up after a late period, since the kernel's periods begin when the thread first ran and not when the guest thinks that one begins.
+func (r *RealTime) GrantUs() int64 { return min(r.RuntimeUs+(r.RuntimeUs+7)/8+exitsUs, r.PeriodUs) }
+
+// Milli returns the rate of what is given, rounded up.
 func (r *RealTime) Milli() Milli {
 	if r == nil {
 		return 0
 	}
-	return Milli((r.RuntimeUs*1000 + r.PeriodUs - 1) / r.PeriodUs)
+	return Milli((r.GrantUs()*1000 + r.PeriodUs - 1) / r.PeriodUs)
 }
 
 // Memory is a share in memory, in bytes.

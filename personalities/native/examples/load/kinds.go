@@ -23,7 +23,7 @@ func (c *config) each(f func() uint64) uint64 {
 }
 
 // over reports whether it is time to end.
-func (c *config) over() bool { return !time.Now().Before(c.until) }
+func (c *config) over() bool { return c.stopped.Load() || !time.Now().Before(c.until) }
 
 // step is a little arithmetic, some µs.
 func step(x uint64) uint64 {
@@ -113,46 +113,13 @@ func dodge(c *config) Result {
 	return Result{Work: n, Slept: slept.Load() / int64(c.threads)}
 }
 
-// periods does the same work in every period, on the program's first thread, and notes how much of it was done in time.
-func periods(c *config) Result {
-	var r Result
-	x := uint64(1)
-	begin := time.Now()
-	for k := 0; !c.over(); k++ {
-		start := begin.Add(time.Duration(k) * c.period)
-		time.Sleep(time.Until(start))
-		r.Late = append(r.Late, int(time.Since(start).Microseconds()))
-		end := start.Add(c.period)
-		// Work is time on the processor: a step that took much longer than the fastest was interrupted.
-		var done time.Duration
-		for done < c.work {
-			t := time.Now()
-			if !t.Before(end) {
-				break
-			}
-			x = step(x)
-			done += min(time.Since(t), stepMost)
-		}
-		r.Periods = append(r.Periods, int(min(done, c.work).Microseconds()))
-		r.Work++
-	}
-	sink.Add(x)
-	return r
-}
-
-// stepMost is more than a step takes if nothing interrupts it.
-const stepMost = 20 * time.Microsecond
-
-// fork starts threads for as long as it is let, which the Go runtime takes badly: so by clone itself, each one asleep for ever.
+// fork starts threads for as long as it is let: each one is locked and sleeps in a call for ever.
 func fork(c *config) Result {
 	var r Result
-	stop := make(chan struct{})
 	for !c.over() {
-		// A thread of the kernel's for each: one that is locked and blocked in a call is one more.
 		go func() {
 			runtime.LockOSThread()
 			_ = syscall.Pause()
-			<-stop
 		}()
 		r.Work++
 		if r.Work%16 == 0 {

@@ -1,5 +1,5 @@
-// Command load wants processor time in one of several ways, for as long as it is told, and says at the end how it went: what a reservation is tried
-// against. It runs as a native guest and as a host process.
+// Command load wants processor time in one of several ways, for as long as it is told or until SIGTERM, and says at the end how it went: what a
+// reservation is tried against. It runs as a native guest and as a host process.
 package main
 
 import (
@@ -7,8 +7,11 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/signal"
 	"slices"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -45,6 +48,7 @@ type config struct {
 	tick    time.Duration // of the host's clock
 	period  time.Duration
 	work    time.Duration // in each period
+	stopped atomic.Bool
 }
 
 func main() {
@@ -70,6 +74,12 @@ func main() {
 	if c.threads <= 0 {
 		c.threads = k.threads
 	}
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM)
+	go func() {
+		<-stop
+		c.stopped.Store(true)
+	}()
 	r := k.run(c)
 	r.Kind, r.Ns = c.kind, time.Since(c.begin).Nanoseconds()
 	if err := json.NewEncoder(os.Stdout).Encode(r); err != nil {
