@@ -146,7 +146,13 @@ func (c *client) write(addr uint64, b []byte) error {
 		if addr < r.Base || r.Size < n || addr-r.Base > r.Size-n || r.FD < 0 || c.kinds[r.FD] != memoryFile {
 			continue
 		}
-		_, err := unix.Pwrite(rawFD(c.files[r.FD]), b, int64(r.Offset+(addr-r.Base)))
+		// graild's descriptor of what the client alone may write is for reading, as its driver's is.
+		f, err := hv.ForWriting(c.files[r.FD])
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		_, err = f.WriteAt(b, int64(r.Offset+(addr-r.Base)))
 		return err
 	}
 	return unix.EFAULT
