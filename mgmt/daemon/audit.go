@@ -23,8 +23,10 @@ const (
 	complaintLooks = 25
 	// renewPause is the shortest time between two times that a client's rings are started anew while it is served.
 	renewPause = 500 * time.Millisecond
-	// blamePause is the shortest time between two blames of a driver for something that its client may have made up.
+	// blamePause is the shortest time, in the long run, between two blames of a driver for something that its client may have made up, and blameBurst
+	// how many there may be at once: an honest client is believed a few times.
 	blamePause = time.Minute
+	blameBurst = 4
 )
 
 // auditor watches the rings of the clients of one instance.
@@ -159,14 +161,11 @@ func (a *auditor) find(c *client, i int) (none ring.Finding) {
 // instance is dead.
 func (a *auditor) accuse(c *client, what string) bool {
 	c.mu.Lock()
-	due := time.Since(c.blamed) >= blamePause
-	if due {
-		c.blamed = time.Now()
-	}
+	believed := c.believed(time.Now())
 	renewed := c.renewed
 	c.mu.Unlock()
 	switch {
-	case due:
+	case believed:
 		a.inst.declareLiar(what)
 		return true
 	case c.native() && time.Since(renewed) < renewPause:
@@ -186,6 +185,18 @@ func (a *auditor) accuse(c *client, what string) bool {
 		}
 	}
 	return false
+}
+
+// believed takes one of the client's blames, and reports whether there was one. The caller holds c.mu.
+func (c *client) believed(now time.Time) bool {
+	if first := now.Add(-(blameBurst - 1) * blamePause); c.blame.Before(first) {
+		c.blame = first
+	}
+	if c.blame.After(now) {
+		return false
+	}
+	c.blame = c.blame.Add(blamePause)
+	return true
 }
 
 // declareLiar makes the driver's loop replace the instance, because it broke a rule.

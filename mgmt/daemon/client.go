@@ -34,7 +34,7 @@ type client struct {
 	gone bool            // it is not to be attached any more
 	lied bool            // the last instance broke the rules of a ring
 
-	blamed  time.Time // when its driver was last replaced for something that the client may have made up
+	blame   time.Time // with every blame of its driver for what the client may have made up, later by blamePause; see believed
 	renewed time.Time // when its rings were last started anew while it was served
 }
 
