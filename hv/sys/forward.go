@@ -158,7 +158,8 @@ func (p *ProcessGuest) serve(c *process.Call) {
 		}
 		ret = process.Errno(errno)
 	}
-	_ = c.Return(ret) // the thread may be gone: nobody is left to tell
+	p.installPending(c) // what the answer tells of may have come while the call waited
+	_ = c.Return(ret)   // the thread may be gone: nobody is left to tell
 }
 
 // installPending gives the guest the descriptors that it may map.
