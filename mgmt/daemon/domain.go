@@ -338,10 +338,8 @@ func (dm *domains) join(key tenant.Key, pid int) (notes []string) {
 	parent := dm.tree.Parent(key)
 	applied := dm.applied
 	dm.mu.Unlock()
-	if at, ok := dm.fence.Of(pid); !ok || at != group {
-		if err := dm.fence.Add(group, pid); err != nil {
-			applied = errors.Join(applied, err)
-		}
+	if err := dm.fence.Add(group, pid); err != nil {
+		applied = errors.Join(applied, err)
 	}
 	say := func(c fence.Controller, what string) {
 		err := dm.fence.Can(c)
@@ -361,8 +359,10 @@ func (dm *domains) join(key tenant.Key, pid int) (notes []string) {
 	if s.CPU.Guarantee > 0 || s.CPU.Weight > 0 || parent != tenant.Root {
 		say(fence.CPU, "its part of the processors is not enforced")
 	}
-	if s.CPU.Set != "" {
-		say(fence.Set, fmt.Sprintf("the set of processors %s is not enforced", s.CPU.Set))
+	if s.CPU.Set != "" && dm.fence.Can(fence.Set) != nil {
+		if err := pin(pid, s.CPU.Set); err != nil {
+			say(fence.Set, fmt.Sprintf("the set of processors %s is not enforced (%v)", s.CPU.Set, err))
+		}
 	}
 	return notes
 }

@@ -48,7 +48,7 @@ func (d *Daemon) govern() {
 	for {
 		select {
 		case <-d.closing:
-			g.release() // nobody would lift the caps
+			g.release()
 			return
 		case <-t.C:
 		}
@@ -59,7 +59,7 @@ func (d *Daemon) govern() {
 	}
 }
 
-// release lifts the caps.
+// release lifts the caps, as nobody else would, and removes groups that are empty by now.
 func (g *governor) release() {
 	g.dm.mu.Lock()
 	defer g.dm.mu.Unlock()
@@ -67,6 +67,7 @@ func (g *governor) release() {
 		g.dm.steered = nil
 		g.dm.sync()
 	}
+	g.dm.sweep()
 }
 
 // forget begins anew: nothing is known of what went before.

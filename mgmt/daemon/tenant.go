@@ -132,6 +132,9 @@ func (d *Daemon) SetTenant(p tenant.Path, req api.SetShare) error {
 	if p != tenant.Root && len(req.Own) > 0 {
 		return api.Errorf(api.Invalid, "only the host has needs of its own; give / in place of %s", p)
 	}
+	if err := dm.checkMemoryLimit(p, rec.Share.Memory.Limit); err != nil {
+		return err
+	}
 	undo, err := dm.become(p, &rec)
 	if err != nil {
 		return asAPI(err)
@@ -143,6 +146,19 @@ func (d *Daemon) SetTenant(p tenant.Path, req api.SetShare) error {
 	dm.recs[p] = &rec
 	delete(dm.notes, tenant.Of(p))
 	dm.sync()
+	return nil
+}
+
+// checkMemoryLimit refuses a bound of memory below what is used. The caller holds dm.mu.
+func (dm *domains) checkMemoryLimit(p tenant.Path, limit int64) error {
+	group := dm.groups[tenant.Of(p)]
+	if limit == 0 || group == "" {
+		return nil
+	}
+	if used, err := dm.fence.MemoryUsed(group); err == nil && int64(used) > limit {
+		return api.Errorf(api.Refused, "tenant %s cannot be limited to %s of memory: its VMs use %s now; stop some, or give it more", p,
+			tenant.MemoryBytes.Format(limit), tenant.MemoryBytes.Format(int64(used)))
+	}
 	return nil
 }
 

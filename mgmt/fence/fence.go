@@ -62,6 +62,8 @@ type hierarchy interface {
 	// found returns where a process is: the group's path below the caller's name, and false when it is in none.
 	found(pid int, name string) (string, bool)
 	usage(group string) (CPUUsage, error)
+	// holds reports whether a process is in the group under each of the controllers.
+	holds(cs []Controller, group string, pid int) bool
 }
 
 // Tree is the cgroups of one caller. Its methods are safe for concurrent use.
@@ -290,7 +292,7 @@ func (t *Tree) resources(c Controller, l, old Limits) *specs.LinuxResources {
 	return res
 }
 
-// Add moves process pid, with all its threads, into a group that was applied.
+// Add moves process pid, with all its threads, into a group that was applied, unless it is there.
 func (t *Tree) Add(group string, pid int) error {
 	t.mu.Lock()
 	var in []Controller
@@ -300,7 +302,7 @@ func (t *Tree) Add(group string, pid int) error {
 		}
 	}
 	t.mu.Unlock()
-	if len(in) == 0 {
+	if len(in) == 0 || t.h.holds(in, group, pid) {
 		return nil
 	}
 	return t.h.add(in, group, pid)
@@ -440,4 +442,22 @@ func (t *Tree) Procs(group string) (pids []int) {
 		}
 	}
 	return pids
+}
+
+// MemoryUsed returns how much memory a group and those below it use, in bytes.
+func (t *Tree) MemoryUsed(group string) (uint64, error) {
+	if err := t.can[Memory]; err != nil {
+		return 0, err
+	}
+	for _, name := range []string{"memory.usage_in_bytes", "memory.current"} {
+		b, err := os.ReadFile(filepath.Join(t.h.dir(Memory, group), name))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return 0, err
+		}
+		return strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
+	}
+	return 0, nil // nothing runs there
 }

@@ -129,6 +129,19 @@ func (h *v1) found(pid int, name string) (string, bool) {
 	return group, ok
 }
 
+func (h *v1) holds(cs []Controller, group string, pid int) bool {
+	paths, err := cgroup1.ParseCgroupFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return false
+	}
+	for _, c := range cs {
+		if paths[string(c)] != h.path(c, group) {
+			return false
+		}
+	}
+	return true
+}
+
 func (h *v1) usage(group string) (u CPUUsage, err error) {
 	b, err := os.ReadFile(filepath.Join(h.dir(Usage, group), "cpuacct.usage"))
 	if err != nil {

@@ -104,6 +104,11 @@ func (h *v2) found(pid int, name string) (string, bool) {
 	return group, ok
 }
 
+func (h *v2) holds(_ []Controller, group string, pid int) bool {
+	p, err := cgroup2.PidGroupPath(pid)
+	return err == nil && p == h.path(group)
+}
+
 func (h *v2) usage(group string) (u CPUUsage, err error) {
 	file := filepath.Join(h.dir(CPU, group), "cpu.stat")
 	if u.UsedNs, err = stat(file, "usage_usec"); err != nil {
