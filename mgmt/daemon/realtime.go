@@ -80,25 +80,28 @@ func (d *Daemon) schedule(inst *instance, rt *tenant.RealTime) error {
 
 // hostThread returns the number here of the thread that process pid, or a child of it, knows as inner in its PID namespace.
 func hostThread(pid, inner int) (int, error) {
-	want := strconv.Itoa(inner)
+	depth := len(numbersOf(pid))
 	for tid := range threadTimes(pid) {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", tid))
-		if err != nil {
-			continue // it has ended
-		}
-		for line := range strings.Lines(string(b)) {
-			numbers, ok := strings.CutPrefix(line, "NSpid:")
-			f := strings.Fields(numbers)
-			if !ok || len(f) == 0 {
-				continue
-			}
-			// Without a namespace of its own there is one number.
-			if f[len(f)-1] == want {
-				return tid, nil
-			}
+		// A child may be in one more namespace.
+		if n := numbersOf(tid); depth > 0 && len(n) >= depth && n[depth-1] == strconv.Itoa(inner) {
+			return tid, nil
 		}
 	}
 	return 0, fmt.Errorf("thread %d of process %d is not found", inner, pid)
+}
+
+// numbersOf returns the numbers that a thread has, in graild's PID namespace and in each one below it.
+func numbersOf(tid int) []string {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", tid))
+	if err != nil {
+		return nil // it has ended
+	}
+	for line := range strings.Lines(string(b)) {
+		if numbers, ok := strings.CutPrefix(line, "NSpid:"); ok {
+			return strings.Fields(numbers)
+		}
+	}
+	return nil
 }
 
 func setDeadline(tid int, rt *tenant.RealTime) error {

@@ -35,7 +35,7 @@ var programs = sync.OnceValues(func() (string, error) {
 		"drivers/blk":             "drivervms/blk/guest",
 		"drivers/console":         "drivervms/console/guest",
 		"drivers/net":             "drivervms/net/guest", "verify": "personalities/native/examples/verify", "guest": "mgmt/e2e/testdata/guest",
-		"netcheck": "personalities/native/examples/netcheck",
+		"netcheck": "personalities/native/examples/netcheck", "load": "personalities/native/examples/load",
 	} {
 		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, out), "github.com/grailos/grail/"+pkg)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
