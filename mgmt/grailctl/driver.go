@@ -121,7 +121,7 @@ A console driver keeps what all VMs print. graild makes one by itself, con0, unl
 	}
 	fl := cmd.Flags()
 	fl.StringArrayVar(&disks, "disk", nil, "offer the file or block device PATH as disk ID: ID=PATH, or ID=PATH:ro to only read it (repeatable)")
-	fl.StringArrayVar(&ports, "port", nil, "a port of a net driver: NAME, or NAME=TENANT with the number of a tenant; with ,queues=N behind it N pairs of queues; with ,unpinned its VM may use other addresses than its own, as a bridge does (repeatable)")
+	fl.StringArrayVar(&ports, "port", nil, "a port of a net driver: NAME, or NAME=TENANT with a number: ports of different numbers do not see each other, whatever tenants their VMs belong to; with ,queues=N behind it N pairs of queues; with ,unpinned its VM may use other addresses than its own, as a bridge does (repeatable)")
 	fl.StringVar(&subnet, "subnet", "", "the IPv4 network of a net driver's ports (default: 10.77.0.0/16)")
 	fl.StringVar(&uplink, "uplink", "", "the way of a net driver's VMs out of the host: user, through sockets of an unprivileged process; user:loopback, which lets them also reach this host's 127.0.0.1 under the gateway's address; tap:NAME, by a tap device of that name, which is made with an address and NAT if it is not there and graild runs as root (default: none)")
 	fl.BoolVar(&socket, "socket", false, "also offer each disk to other VMMs on a vhost-user socket, and print its path")
