@@ -137,14 +137,15 @@ func (v *fakeVM) run(f []string) {
 	v.end(hv.Report{Cause: hv.CauseExit})
 }
 
-// ownRings has the VM reach what it alone may write of its grants: the descriptors in its attachments are its drivers'.
+// ownRings has the VM reach what it alone may write of its grants: the descriptors in its attachments are its drivers'. Both stand in the same order.
 func (v *fakeVM) ownRings() {
-	for i := range v.spec.Attachments {
-		for _, c := range v.spec.Caps {
-			if a := &v.spec.Attachments[i]; c.Kind == abi.CapRings && len(a.Regions) > 0 && a.Regions[0].ReadOnly {
-				a.Regions[0].FD = c.FD
-			}
+	next := 0
+	for _, c := range v.spec.Caps {
+		if c.Kind != abi.CapRings {
+			continue
 		}
+		v.spec.Attachments[next].Regions[0].FD = c.FD
+		next++
 	}
 }
 
