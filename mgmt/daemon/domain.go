@@ -30,6 +30,7 @@ type domains struct {
 	own     int                   // processes of the host's own needs
 	notes   map[tenant.Key][]string
 	applied error                       // of the last sync
+	raised  uint64                      // weight of the top group that keeps the guarantees beside the host's processes; see governor
 	steered map[tenant.Key]tenant.Milli // caps of those that hold back for now; see governor
 }
 
@@ -260,9 +261,15 @@ func (dm *domains) sync() {
 		}
 	}
 	host, _ := dm.tree.Share(tenant.HostKey)
-	own, _ := dm.tree.Share(ownKey)
-	apply := []fence.Group{{Path: "", Limits: fence.Limits{Weight: fence.BesideHost(int64(host.CPU.Guarantee-own.CPU.Guarantee), int64(own.CPU.Guarantee)),
-		CapMilli: int64(host.CPU.Cap), CPUs: host.CPU.Set}}}
+	leaves := 0
+	for _, e := range list {
+		if e.Live && e.Key.Kind != tenant.Tenant {
+			leaves++
+		}
+	}
+	// Beside the host's processes a VM counts for as much as one of them on each processor, unless more is needed to keep the guarantees.
+	weight := max(fence.BesideHost(leaves*runtime.NumCPU()), dm.raised)
+	apply := []fence.Group{{Path: "", Limits: fence.Limits{Weight: weight, CapMilli: int64(host.CPU.Cap), CPUs: host.CPU.Set}}}
 	groups := map[tenant.Key]string{}
 	caps := map[tenant.Key]tenant.Milli{tenant.HostKey: host.CPU.Cap} // the tightest from the host down
 	for _, e := range list {

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/grailos/grail/mgmt/fence"
 	"github.com/grailos/grail/mgmt/tenant"
 )
 
@@ -37,25 +38,39 @@ type governor struct {
 	machine machineTime
 }
 
-// govern runs until graild ends.
+// governNice is the priority of the governor's thread, if graild may choose one: it is needed most where there is least time.
+const governNice = -20
+
+// govern runs until graild ends. Its thread, whose processor time is measured, is its own and ends with it.
 func (d *Daemon) govern() {
-	runtime.LockOSThread() // whose processor time is measured
-	defer runtime.UnlockOSThread()
+	runtime.LockOSThread()
+	_ = unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), governNice)
+	r, w, err := os.Pipe()
+	if err != nil {
+		d.log.Error("govern", "error", err)
+		return
+	}
+	defer r.Close()
+	go func() {
+		<-d.closing
+		w.Close()
+	}()
 	g := &governor{dm: d.domains}
 	g.forget()
-	t := time.NewTimer(governPeriod)
-	defer t.Stop()
-	for {
-		select {
-		case <-d.closing:
+	for pause := governPeriod; ; {
+		// A timer of the runtime's would end on a thread without that priority.
+		fds := []unix.PollFd{{Fd: int32(r.Fd())}}
+		if _, err := unix.Poll(fds, int(pause/time.Millisecond)); err != nil && err != unix.EINTR {
+			d.log.Error("govern", "error", err)
+			return
+		}
+		if fds[0].Revents != 0 {
 			g.release()
 			return
-		case <-t.C:
 		}
 		before := threadTimeUsed()
 		g.look()
-		cost := threadTimeUsed() - before
-		t.Reset(max(governPeriod, time.Duration(float64(cost)/governCost)))
+		pause = max(governPeriod, time.Duration(float64(threadTimeUsed()-before)/governCost))
 	}
 }
 
@@ -63,8 +78,8 @@ func (d *Daemon) govern() {
 func (g *governor) release() {
 	g.dm.mu.Lock()
 	defer g.dm.mu.Unlock()
-	if len(g.dm.steered) > 0 {
-		g.dm.steered = nil
+	if len(g.dm.steered) > 0 || g.dm.raised > 0 {
+		g.dm.steered, g.dm.raised = nil, 0
 		g.dm.sync()
 	}
 	g.dm.sweep()
@@ -97,15 +112,16 @@ func (g *governor) look() {
 	dm.mu.Lock()
 	defer dm.mu.Unlock()
 	if idle && !dm.capped() || len(dm.groups) < 2 {
-		if len(dm.steered) > 0 {
-			dm.steered = nil
+		if len(dm.steered) > 0 || dm.raised > 0 {
+			dm.steered, dm.raised = nil, 0
 			dm.sync()
 		}
 		g.forget()
 		return
 	}
+	raised := dm.raised
 	caps := g.measure(dt)
-	if !equalCaps(caps, dm.steered) {
+	if !equalCaps(caps, dm.steered) || dm.raised != raised {
 		dm.steered = caps
 		dm.sync()
 	}
@@ -172,6 +188,9 @@ func (g *governor) measure(dt time.Duration) map[tenant.Key]tenant.Milli {
 			}
 			given[k] = u
 		}
+		if parent == tenant.HostKey {
+			dm.raised = raise(dm.raised, given, dm.owed(given))
+		}
 		if g.steer[parent] == nil {
 			g.steer[parent] = &tenant.Steering{}
 		}
@@ -181,6 +200,45 @@ func (g *governor) measure(dt time.Duration) map[tenant.Key]tenant.Milli {
 	}
 	g.waited = waited
 	return caps
+}
+
+// owed returns what the host's children are guaranteed together, as far as they want it. The caller holds dm.mu.
+func (dm *domains) owed(given map[tenant.Key]tenant.Given) (sum tenant.Milli) {
+	for k, u := range given {
+		s, _ := dm.tree.Share(k)
+		g := max(s.CPU.Guarantee, s.CPU.RealTime.Milli())
+		if !u.Hungry || k == ownKey {
+			g = min(g, u.Used)
+		}
+		sum += g
+	}
+	return sum
+}
+
+// Steps by which the top group's weight follows what is needed, in percent, and how close is close enough.
+const (
+	raiseBy   = 25
+	lowerBy   = 5
+	owedSlack = tenant.Milli(10)
+)
+
+// raise returns the weight of the top group beside the host's processes with which the guarantees are kept: more while what the children got together
+// is less than what they are owed, and less again, until none of it is needed, when they get more.
+func raise(weight uint64, given map[tenant.Key]tenant.Given, owed tenant.Milli) uint64 {
+	var got tenant.Milli
+	for _, u := range given {
+		got += u.Used
+	}
+	least := fence.BesideHost(len(given) * runtime.NumCPU())
+	switch {
+	case got+owedSlack < owed:
+		return min(max(weight, least)*(100+raiseBy)/100, fence.Parts)
+	case got > owed+2*owedSlack:
+		if weight = weight * (100 - lowerBy) / 100; weight <= least {
+			return 0
+		}
+	}
+	return weight
 }
 
 // parents returns the nodes that have children in which something runs. The caller holds dm.mu.

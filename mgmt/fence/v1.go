@@ -8,7 +8,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -172,12 +171,8 @@ func stat(file, name string) (uint64, error) {
 	return 0, nil
 }
 
-// BesideHost returns the weight of the caller's top group, in Limits.Weight's unit, for it to have grail thousandths of the processors while
-// one busy process of the host on each processor has the other host thousandths.
-func BesideHost(grail, host int64) uint64 {
-	if host <= 0 {
-		return Parts
-	}
-	shares := uint64(taskWeight) * uint64(runtime.NumCPU()) * uint64(max(grail, 1)) / uint64(host)
-	return min(max(shares*Parts/maxShares, 1), Parts)
+// BesideHost returns the weight of the caller's top group, in Limits.Weight's unit, with which it counts for as much as that many busy processes of
+// the host.
+func BesideHost(processes int) uint64 {
+	return min(max(uint64(max(processes, 1))*taskWeight*Parts/maxShares, 1), Parts)
 }
