@@ -53,15 +53,23 @@ func (h *v2) path(group string) string {
 
 func (h *v2) dir(_ Controller, group string) string { return filepath.Join(mount, h.path(group)) }
 
-func (h *v2) apply(c Controller, group string, res *specs.LinuxResources) error {
+// convert returns what a controller is to be told, as v2 has it.
+func (h *v2) convert(c Controller, res *specs.LinuxResources) *cgroup2.Resources {
 	r := cgroup2.ToResources(res)
-	if c == Usage {
+	switch {
+	case c == Usage:
 		r.CPU = &cgroup2.CPU{} // counted where shares are
+	case c == CPU:
+		if res.CPU.Quota != nil && *res.CPU.Quota < 0 {
+			r.CPU.Max = cgroup2.NewCPUMax(nil, res.CPU.Period) // there is no -1 here
+		}
+		r.CPU.Weight = res.CPU.Shares // in v2's unit already: see weigh
 	}
-	if res.CPU != nil && res.CPU.Shares != nil {
-		weight := *res.CPU.Shares
-		r.CPU.Weight = &weight
-	}
+	return r
+}
+
+func (h *v2) apply(c Controller, group string, res *specs.LinuxResources) error {
+	r := h.convert(c, res)
 	if c != Set {
 		_, err := cgroup2.NewManager(mount, h.path(group), r)
 		return err
