@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/grailos/grail/hv"
+	"github.com/grailos/grail/mgmt/api"
 )
 
 // Networks and consoles keep no log of what they have taken; their drivers are found out as well, and those that work are not.
@@ -13,6 +14,10 @@ func TestOtherDriversStall(t *testing.T) {
 		r.ctl("driver", "create", "net", "net0", "--engine", string(r.engine), "--deadline", "300ms", "--port", "web", "--port", "user")
 		r.startServer("server", "web")
 		r.ctl(r.netcheck("user", "ping", "web")...)
+		r.eventually("the console driver, which is made in the background", func() bool {
+			d, err := r.client.Driver(t.Context(), "con0")
+			return err == nil && d.State == api.Ready
+		})
 		r.ctl("driver", "set", "con0", "--deadline", "300ms")
 		for _, name := range []string{"net0", "con0"} {
 			r.ctl("driver", "crash", name, "--how", "stall")
