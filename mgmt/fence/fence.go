@@ -130,7 +130,7 @@ func (t *Tree) wants(group string, l Limits) []Controller {
 		if t.can[c] != nil {
 			continue
 		}
-		// Being in one takes a move, some 5 ms of the start: not without need.
+		// Being in one takes a move: not without need.
 		switch c {
 		case Memory:
 			if l.MemoryBytes == 0 && !t.in[group][c] {
