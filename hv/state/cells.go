@@ -5,8 +5,8 @@ package state
 type Cells[T any] struct {
 	words  []uint64
 	stride int
-	used   int // cells, as the first word says
-	most   int // that there is room for
+	used   int            // cells, as the first word says
+	most   int            // that there is room for
 	at     map[uint64]int // where the cell of a key starts
 	free   []int
 }

@@ -58,10 +58,26 @@ func TestInjectedExceptions(t *testing.T) {
 		if f != nil && e.Name == "ss" && f.Address>>12 == 0x7ffffffff {
 			continue // the program's handler has faulted at that stack pointer since
 		}
+		if f != nil && f.Vector == breakpoint && (e.Name == "ac" || e.Name == "xm") && translated(t) {
+			t.Logf("#%s: QEMU's translator does not raise it; the breakpoint behind the instruction was met", e.Name)
+			continue
+		}
 		if r.Cause == hv.CauseExit && r.Code == 0 || r.Cause == hv.CauseStop || f == nil || f.Vector != e.Vector || f.Signal != signalOf(e.Vector) {
 			t.Errorf("%s: %v, fault %+v", e.Name, r.End, f)
 		}
 	}
+}
+
+// breakpoint is the vector of #BP.
+const breakpoint = 3
+
+// translated reports whether this machine's processors are QEMU's translator, which lacks some exceptions.
+func translated(t *testing.T) bool {
+	b, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bytes.Contains(b, []byte("QEMU TCG CPU"))
 }
 
 // A bit of the code that a guest is running flips: it runs the changed code, and the program's file is as it was.
