@@ -15,6 +15,7 @@ func (c *campaign) sum(ctx context.Context, driver string) error {
 	if err := c.box.Ask(ctx, &list, "driver", "crashes", driver); err != nil {
 		return err
 	}
+	list = slices.DeleteFunc(list, func(r api.Crash) bool { return r.OfSpare }) // an unready spare on a busy host
 	if len(list) != c.crashes {
 		return fmt.Errorf("%d crash records, not %d", len(list), c.crashes)
 	}

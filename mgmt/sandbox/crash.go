@@ -15,7 +15,7 @@ var Hows = []string{"kill", "fault", "hang"}
 // How often graild is asked whether a driver has recovered, and after which time the answer is no.
 const (
 	askPause        = 5 * time.Millisecond
-	recoveryTimeout = 60 * time.Second
+	recoveryTimeout = 2 * time.Minute
 )
 
 // Crash crashes a driver and returns the record of that crash once the driver's next instance has completed a request.
@@ -47,11 +47,14 @@ func (s *Sandbox) Crash(ctx context.Context, driver, how string) (api.Crash, err
 	}
 }
 
-// lastCrash returns the newest crash record of a driver; the zero record if there is none.
+// lastCrash returns the newest crash record of a driver, those of its spares aside; the zero record if there is none.
 func (s *Sandbox) lastCrash(ctx context.Context, driver string) (c api.Crash, err error) {
 	var list []api.Crash
-	if err = s.Ask(ctx, &list, "driver", "crashes", driver); err == nil && len(list) > 0 {
-		c = list[len(list)-1]
+	err = s.Ask(ctx, &list, "driver", "crashes", driver)
+	for i := range list {
+		if !list[i].OfSpare {
+			c = list[i]
+		}
 	}
 	return c, err
 }
