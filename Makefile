@@ -29,7 +29,7 @@ demo: build ## VMs hash, build and serve while their driver VMs are crashed; ENG
 # Two packages at a time: each of them may start several VMs. Set GOTESTFLAGS for more, such as -run or -count.
 test: lint ## run every test that this machine can run
 	@images/setup test
-	@$(GO) run ./mgmt/house/report -- $(GO) test -json -vet=off -p 2 -timeout 8m $(GOTESTFLAGS) ./...
+	@$(GO) run ./mgmt/house/report -- $(GO) test -json -vet=off -p 2 -timeout 14m $(GOTESTFLAGS) ./...
 
 model: ## check the models of the ring and its hand-over with spin, large bounds included
 	@images/setup model
