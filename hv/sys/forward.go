@@ -21,12 +21,13 @@ type ProcessGuest struct {
 	cfg   Config
 	guest *process.Guest
 
-	mu      sync.Mutex
-	calls   map[int]*forwarded // by thread
-	install []vfsDescriptor    // not yet installed in the guest
-	denied  map[uint64]int
-	crash   *hv.Fault
-	stopped bool
+	mu         sync.Mutex
+	calls      map[int]*forwarded // by thread
+	install    []vfsDescriptor    // not yet installed in the guest
+	installing sync.Mutex         // held while descriptors of install are on their way
+	denied     map[uint64]int
+	crash      *hv.Fault
+	stopped    bool
 
 	count atomic.Uint64
 }
@@ -162,14 +163,24 @@ func (p *ProcessGuest) serve(c *process.Call) {
 	_ = c.Return(ret)   // the thread may be gone: nobody is left to tell
 }
 
-// installPending gives the guest the descriptors that it may map.
+// installPending gives the guest the descriptors that it may map. It returns once the guest has all of them, whichever call brings them: another thread's
+// answer may be what tells of them.
 func (p *ProcessGuest) installPending(c *process.Call) {
+	p.installing.Lock()
+	defer p.installing.Unlock()
 	p.mu.Lock()
 	todo := p.install
 	p.install = nil
 	p.mu.Unlock()
-	for _, d := range todo {
-		if err := c.Install(d.host, d.guest, true); err != nil {
+	for i, d := range todo {
+		err := c.Install(d.host, d.guest, true)
+		if errors.Is(err, process.ErrGone) || errors.Is(err, process.ErrAnswered) {
+			p.mu.Lock()
+			p.install = append(todo[i:], p.install...) // for another thread's call
+			p.mu.Unlock()
+			return
+		}
+		if err != nil {
 			p.deny(abi.SysCaps) // shows up in inspect; the guest's mmap will fail with EBADF
 		}
 		unix.Close(d.host)
