@@ -32,17 +32,22 @@ func main() {
 		fmt.Fprintln(os.Stderr, "grailvm:", err)
 		os.Exit(1)
 	}
+	// A thread that comes back from the kernel, and whatever the guest's answers wake, needs one of the runtime's processors. With as many as there
+	// are cores, it would wait for threads that the host has put aside, or that run guests: the scheduler looks after those every 10 ms.
+	procs := minProcs
 	if spec.RealTime {
-		// A thread that comes back from the kernel needs one of the runtime's processors. With as many as there are cores, it would wait for threads
-		// that the host has put aside.
-		runtime.GOMAXPROCS(realTimeProcs)
+		procs = realTimeProcs
 	}
+	runtime.GOMAXPROCS(max(procs, runtime.GOMAXPROCS(0)))
 	vm := &vm{spec: spec, started: started}
 	vm.report(vm.run())
 }
 
-// realTimeProcs is how many threads of a VMM with a deadline may be between system calls at once.
-const realTimeProcs = 64
+// How many threads of a VMM may be between system calls at once: of any, and of one with a deadline.
+const (
+	minProcs      = 8
+	realTimeProcs = 64
+)
 
 // maxSpec bounds the specification in bytes.
 const maxSpec = 1 << 20
@@ -120,7 +125,7 @@ func (v *vm) setUp() error {
 		return err
 	}
 	cfg := sys.Config{KVM: s.KVM, MemoryBytes: s.MemoryBytes, MaxThreads: s.MaxThreads, Program: program,
-		Argv: s.Argv, Env: s.Env, Table: v.table}
+		Argv: s.Argv, Env: s.Env, Table: v.table, Driver: s.Kind == hv.Driver}
 	if v.engine, err = newEngine(s.Engine, cfg); err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package sys
 import (
 	"encoding/binary"
 	"fmt"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -166,6 +167,7 @@ const maxFrames = 64
 // record keeps f as the guest's last fault, with the thread's registers, code and return addresses.
 func (t *thread) record(f *hv.Fault) {
 	r := t.cpu.Regs()
+	f.Taken = time.Now()
 	f.Thread = t.tid
 	f.Bias = t.g.bias
 	f.Regs = map[string]uint64{

@@ -24,6 +24,10 @@ type Config struct {
 	Argv, Env   []string
 	CPUs        int // what the guest is told to have
 	Table       *vfs.Table
+
+	// Driver says that others wait for the guest: it has coarser sleeps, and what is surely the end of its program ends it at once. See
+	// driverSlack and hopeless.
+	Driver bool
 }
 
 // End says how a guest ended.

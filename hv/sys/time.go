@@ -52,6 +52,10 @@ func (t *thread) storeTimeval(addr uint64, interval, value time.Duration) error 
 // timerSlack is how late a sleep may end: Linux's default.
 const timerSlack = 50 * time.Microsecond
 
+// driverSlack is the same for a driver. Its program sleeps in ppoll and futex; only Go's runtime uses nanosleep, for a thread that looks after the others
+// every 20 µs as long as they are busy, and would take a tenth of a processor for that in exits.
+const driverSlack = time.Millisecond
+
 // sleep serves nanosleep and clock_nanosleep.
 func (t *thread) sleep(clock int32, absolute bool, req, rem uint64) (uint64, error) {
 	d, err := t.timespec(req)
@@ -71,7 +75,11 @@ func (t *thread) sleep(clock int32, absolute bool, req, rem uint64) (uint64, err
 	}
 	// A short sleep of a Linux process takes that much longer as well (prctl(2), PR_SET_TIMERSLACK). Go's
 	// runtime sleeps 20 µs at a time while it is busy, and here each time is an exit.
-	d += timerSlack
+	if t.g.cfg.Driver {
+		d += driverSlack
+	} else {
+		d += timerSlack
+	}
 	end := time.Now().Add(d)
 	t.parked.arm()
 	err = t.park(d)

@@ -35,7 +35,7 @@ func (t *thread) trap(e kvm.Exit, cause error) {
 		case errors.Is(cause, mm.ErrDenied):
 			info.code = 2 // SEGV_ACCERR
 		default:
-			info.code = 1 // SEGV_MAPERR
+			info.code = segvMapErr
 		}
 	}
 	if r := t.cpu.Regs(); amd64.InFastPath(rip) {
@@ -49,8 +49,29 @@ func (t *thread) trap(e kvm.Exit, cause error) {
 		return
 	}
 	t.record(&hv.Fault{Vector: e.Vector, Error: e.Error, Address: e.Addr, Signal: info.signo})
+	if t.g.cfg.Driver && hopeless(info) {
+		t.g.finish(End{Cause: hv.CauseSignal, Signal: info.signo})
+		return
+	}
 	t.force(info)
 }
+
+// hopeless reports whether a driver's program, which is one in Go, can only say what it died of and exit: its clients would wait for that, and the record
+// of the fault says more. The runtime makes a panic, from which a program may recover, of a fault near address 0; a program may also ask for panics where
+// others have taken memory away from it or write-protected it.
+func hopeless(info siginfo) bool {
+	switch unix.Signal(info.signo) {
+	case unix.SIGILL:
+		return true
+	case unix.SIGSEGV:
+		const nilPage = 4096
+		return info.code == segvMapErr && info.a >= nilPage
+	}
+	return false
+}
+
+// segvMapErr is the code of a SIGSEGV where nothing is mapped (Linux: SEGV_MAPERR).
+const segvMapErr = 1
 
 // signalOf returns the signal that Linux sends for an exception.
 func signalOf(vector int) int {

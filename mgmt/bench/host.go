@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -38,6 +39,23 @@ func lookAtHost() host {
 		}
 	}
 	return h
+}
+
+// ticks returns the processor time of the host so far, in clock ticks, and how much of it another system on the same hardware took (proc(5), /proc/stat).
+func ticks() (all, stolen int64) {
+	const steal = 7
+	b, _ := os.ReadFile("/proc/stat")
+	line, _, _ := strings.Cut(string(b), "\n")
+	for i, f := range strings.Fields(strings.TrimPrefix(line, "cpu ")) {
+		n, _ := strconv.ParseInt(f, 10, 64)
+		if i <= steal { // what follows is part of the first two
+			all += n
+		}
+		if i == steal {
+			stolen = n
+		}
+	}
+	return all, stolen
 }
 
 // describe is the table's head.

@@ -111,6 +111,7 @@ func run(quick bool, only string, want hv.Engine, dir, out string) (err error) {
 
 	head := b.host.describe(b.engine)
 	begin := time.Now()
+	all, stolen := ticks()
 	var results []Result
 	var failed []error
 	for _, s := range suites {
@@ -142,6 +143,8 @@ func run(quick bool, only string, want hv.Engine, dir, out string) (err error) {
 	if len(results) == 0 && len(failed) == 0 {
 		return fmt.Errorf("no benchmark matches %q", only)
 	}
+	allNow, stolenNow := ticks()
+	head += fmt.Sprintf(", %.0f %% of the processors' time taken by others on the same hardware", 100*float64(stolenNow-stolen)/float64(max(allNow-all, 1)))
 	writeTable(os.Stdout, head, results)
 	if out != "" {
 		failed = append(failed, writeJSON(out, results))

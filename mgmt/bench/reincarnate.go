@@ -71,12 +71,16 @@ func (b *bench) stalls(name, driver string, n int, set ...func(*api.DriverConfig
 		}
 		ms = append(ms, float64(stall.Microseconds())/1000)
 	}
-	for _, how := range suddenHows {
+	for h, how := range suddenHows {
+		var of []float64
+		for i := h; i < len(ms); i += len(suddenHows) {
+			of = append(of, ms[i])
+		}
 		steps, err := b.phases(driver, how)
 		if err != nil {
 			return nil, "", err
 		}
-		note += how + ": " + steps + "\n"
+		note += fmt.Sprintf("%s: median %s, 99th percentile %s; %s\n", how, number(median(of)), number(quantile(of, 0.99)), steps)
 	}
 	return ms, note[:len(note)-1], nil
 }

@@ -19,8 +19,8 @@ import (
 
 // How consoles are brought to their driver.
 const (
-	// consoleDelay is how long after its start a VM's console is attached: the work for that shall not compete with the start. The ring holds what
-	// is printed meanwhile, also when the VM has ended by then.
+	// consoleDelay is how long after its start a VM's console is attached, and after its end detached: the work for that shall not compete with the
+	// start, of the VM or of its successor. The ring holds what is printed meanwhile, also when the VM has ended by then.
 	consoleDelay = 150 * time.Millisecond
 	// consolePatience is how long the ring of a VM that has ended is kept for a driver that does not come.
 	consolePatience = time.Minute
@@ -185,6 +185,14 @@ func (d *Daemon) keep(o *output) {
 		o.serveOnce.Do(func() { close(o.served) })
 		select {
 		case <-o.ended:
+			// What it printed last is logged without that. If it is a driver that has died, its clients wait for the next one, which shall not
+			// share the processors with this.
+			select {
+			case <-time.After(consoleDelay):
+			case <-o.hurry:
+			case <-d.closing:
+				return
+			}
 			dr.detach(o.client)
 			d.finishLog(o, dr)
 			return

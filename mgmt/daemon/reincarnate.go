@@ -223,6 +223,9 @@ func (dr *driver) serve(inst *driverInstance, rec *recovery) (*ending, error) {
 	return dr.judge(inst, r, detected, stopped), nil
 }
 
+// maxLastWord bounds how long before an instance's end the fault was that it ended by: an older one was another.
+const maxLastWord = time.Second
+
 // judge corrects a report by what graild knows better.
 func (dr *driver) judge(inst *driverInstance, r *hv.Report, detected, stopped time.Time) *ending {
 	dr.mu.Lock()
@@ -253,6 +256,9 @@ func (dr *driver) judge(inst *driverInstance, r *hv.Report, detected, stopped ti
 	}
 	if inj.immediate() && r.Cause != hv.CauseHang {
 		e.crashed = inj.at // its last word comes later
+	}
+	if r.Cause == hv.CauseSignal && r.Fault != nil && r.Fault.Taken.After(e.crashed.Add(-maxLastWord)) {
+		e.crashed = r.Fault.Taken
 	}
 	if e.crashed.IsZero() || e.crashed.After(detected) {
 		e.crashed = detected
