@@ -32,22 +32,16 @@ func main() {
 		fmt.Fprintln(os.Stderr, "grailvm:", err)
 		os.Exit(1)
 	}
-	// A thread that comes back from the kernel, and whatever the guest's answers wake, needs one of the runtime's processors. With as many as there
-	// are cores, it would wait for threads that the host has put aside, or that run guests: the scheduler looks after those every 10 ms.
-	procs := minProcs
+	_ = hv.TuneRuntime() // a host on which that fails pays a little more
 	if spec.RealTime {
-		procs = realTimeProcs
+		runtime.GOMAXPROCS(realTimeProcs)
 	}
-	runtime.GOMAXPROCS(max(procs, runtime.GOMAXPROCS(0)))
 	vm := &vm{spec: spec, started: started}
 	vm.report(vm.run())
 }
 
-// How many threads of a VMM may be between system calls at once: of any, and of one with a deadline.
-const (
-	minProcs      = 8
-	realTimeProcs = 64
-)
+// realTimeProcs is how many threads of a VMM with a deadline may be between system calls at once.
+const realTimeProcs = 64
 
 // maxSpec bounds the specification in bytes.
 const maxSpec = 1 << 20

@@ -25,8 +25,7 @@ type Config struct {
 	CPUs        int // what the guest is told to have
 	Table       *vfs.Table
 
-	// Driver says that others wait for the guest: it has coarser sleeps, and what is surely the end of its program ends it at once. See
-	// driverSlack and hopeless.
+	// Driver says that others wait for the guest: what is surely the end of its program ends it at once. See hopeless.
 	Driver bool
 }
 
@@ -46,6 +45,8 @@ type Guest struct {
 	futexes futexes
 	clock   *clock
 	bias    uint64 // of a position-independent program
+
+	goRuntime bool // the program has Go's; see goSlack
 
 	mu      sync.Mutex
 	threads map[int]*thread

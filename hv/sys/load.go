@@ -51,6 +51,8 @@ func (g *Guest) load() (start, error) {
 		switch p.Type {
 		case elf.PT_INTERP:
 			return start{}, fmt.Errorf("%w: it needs a dynamic linker", ErrProgram)
+		case elf.PT_NOTE:
+			g.goRuntime = g.goRuntime || hasGoNote(p)
 		case elf.PT_LOAD:
 			if p.Filesz > uint64(st.Size) || p.Off > uint64(st.Size)-p.Filesz {
 				return start{}, fmt.Errorf("%w: segment at %#x lies outside the file", ErrProgram, p.Vaddr)
@@ -79,6 +81,14 @@ func (g *Guest) load() (start, error) {
 	phoff := binary.LittleEndian.Uint64(raw[32:])
 	stack, err := g.buildStack(entry, header+phoff, len(f.Progs))
 	return start{entry: entry, stack: stack}, err
+}
+
+// hasGoNote reports whether a PT_NOTE segment says that Go's linker made the program: there is a note of type 4 and name "Go" (cmd/link, ELF_NOTE_GOBUILDID_TAG).
+func hasGoNote(p *elf.Prog) bool {
+	const most = 4096
+	b := make([]byte, min(p.Filesz, most))
+	n, _ := p.ReadAt(b, 0)
+	return bytes.Contains(b[:n], []byte("\x04\x00\x00\x00Go\x00\x00"))
 }
 
 // loadSegment maps one PT_LOAD. What is not written to is mapped from the file, shared with every other VM that

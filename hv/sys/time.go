@@ -52,9 +52,13 @@ func (t *thread) storeTimeval(addr uint64, interval, value time.Duration) error 
 // timerSlack is how late a sleep may end: Linux's default.
 const timerSlack = 50 * time.Microsecond
 
-// driverSlack is the same for a driver. Its program sleeps in ppoll and futex; only Go's runtime uses nanosleep, for a thread that looks after the others
-// every 20 µs as long as they are busy, and would take a tenth of a processor for that in exits.
-const driverSlack = time.Millisecond
+// goSlack is the same for the sleeps of a program in Go that are goSleep or longer. Goroutines sleep in futex and epoll_wait; the runtime uses nanosleep, for
+// a thread that looks after the others every 20 µs as long as they are busy, and would take a tenth of a processor for that in exits, and for pauses of 3 µs
+// before it takes another thread's work.
+const (
+	goSlack = 4 * time.Millisecond
+	goSleep = 20 * time.Microsecond
+)
 
 // sleep serves nanosleep and clock_nanosleep.
 func (t *thread) sleep(clock int32, absolute bool, req, rem uint64) (uint64, error) {
@@ -73,10 +77,9 @@ func (t *thread) sleep(clock int32, absolute bool, req, rem uint64) (uint64, err
 	if d <= 0 {
 		return 0, nil
 	}
-	// A short sleep of a Linux process takes that much longer as well (prctl(2), PR_SET_TIMERSLACK). Go's
-	// runtime sleeps 20 µs at a time while it is busy, and here each time is an exit.
-	if t.g.cfg.Driver {
-		d += driverSlack
+	// A short sleep of a Linux process takes that much longer as well (prctl(2), PR_SET_TIMERSLACK); here each one is an exit.
+	if t.g.goRuntime && d >= goSleep {
+		d += goSlack
 	} else {
 		d += timerSlack
 	}

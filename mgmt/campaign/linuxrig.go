@@ -78,11 +78,7 @@ func (c *faults) newLinuxRig(ctx context.Context, name string, e hv.Engine) (_ *
 		return nil, err
 	}
 	for _, d := range []api.DriverConfig{{Name: block, Socket: true}, {Name: bystander, Spares: new(int)}} {
-		path := filepath.Join(r.dir, d.Name+".img")
-		f, err := os.Create(path)
-		if err == nil {
-			err = errors.Join(f.Truncate(diskBytes), f.Close())
-		}
+		path, err := r.newImage(d.Name)
 		if err != nil {
 			return nil, err
 		}

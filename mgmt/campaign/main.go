@@ -26,7 +26,7 @@ func main() {
 	flag.BoolVar(&f.quick, "quick", false, "three minutes, however many faults that is")
 	flag.IntVar(&f.count, "faults", 10000, "how many faults")
 	flag.DurationVar(&f.limit, "time", time.Hour, "how long, at most")
-	flag.IntVar(&f.rigs, "rigs", 4, "how many faults at a time, each in a Grail of its own")
+	flag.IntVar(&f.rigs, "rigs", 3, "how many faults at a time, each in a Grail of its own")
 	one := flag.Uint64("one", 0, "bring about the one fault of this seed")
 	only := flag.String("kinds", "", "comma-separated kinds of fault to choose from (default: all)")
 	flag.StringVar(&f.results, "o", "", "file that takes the results as JSON")

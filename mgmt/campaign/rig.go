@@ -49,8 +49,8 @@ const (
 	diskBytes    = 8 << 20
 	servedMiB    = 2 // of each disk
 	servedBy     = 2 // workers
-	bystanderGap = 40 * time.Millisecond
-	busyGap      = 2 * time.Millisecond
+	bystanderGap = 200 * time.Millisecond
+	busyGap      = 15 * time.Millisecond
 	clientMemory = 32 << 20
 	driverMemory = 64 << 20
 )
@@ -86,11 +86,7 @@ func (c *campaign) newRig(ctx context.Context, name string, e hv.Engine) (_ *rig
 	}
 	var disks []api.Disk
 	for _, id := range []string{"d", "e", "f"} {
-		path := filepath.Join(r.dir, id+".img")
-		f, err := os.Create(path)
-		if err == nil {
-			err = errors.Join(f.Truncate(diskBytes), f.Close())
-		}
+		path, err := r.newImage(id)
 		if err != nil {
 			return nil, err
 		}
@@ -134,6 +130,16 @@ func (c *campaign) newRig(ctx context.Context, name string, e hv.Engine) (_ *rig
 	r.events = r.watch()
 	r.log = &logReader{c: r.writer}
 	return r, nil
+}
+
+// newImage makes the file of a disk.
+func (r *rig) newImage(name string) (path string, err error) {
+	path = filepath.Join(r.dir, name+".img")
+	f, err := os.Create(path)
+	if err != nil {
+		return "", err
+	}
+	return path, errors.Join(f.Truncate(diskBytes), f.Close())
 }
 
 // verifyArgs are the arguments of a verifying client of a disk.

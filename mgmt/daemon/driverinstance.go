@@ -47,7 +47,35 @@ const (
 )
 
 // launchDriver starts the next instance of a driver, of the program with that digest; see programPath.
-func (d *Daemon) launchDriver(dr *driver, generation int, digest string) (_ *driverInstance, err error) {
+func (d *Daemon) launchDriver(dr *driver, generation int, digest string) (*driverInstance, error) {
+	inst, err := d.launchProgram(dr, roleDriver, generation, digest, func(inst *driverInstance, l *hv.Launch) error {
+		l.Spec.Argv = []string{dr.rec.Config.Type}
+		if err := inst.newState(l, dr.rec.Config.Type); err != nil {
+			return err
+		}
+		for _, b := range dr.backings {
+			rights := abi.RightRead | abi.RightWrite
+			if b.readOnly {
+				rights = abi.RightRead
+			}
+			l.Spec.Caps = append(l.Spec.Caps, hv.CapSpec{Kind: abi.CapDevice, Name: b.id, Rights: rights, FD: l.Add(b.file), Size: b.size})
+			l.Spec.Attachments = append(l.Spec.Attachments, hv.Attachment{Disk: keepBacking + b.id, Log: -1,
+				ReadOnly: b.readOnly, Regions: []hv.AttachMem{{FD: l.Add(b.file), Size: b.size}}})
+		}
+		dr.mu.Lock()
+		up := dr.uplink
+		dr.mu.Unlock()
+		up.addTo(l)
+		return nil
+	})
+	if err == nil {
+		dr.join(inst.proc.PID)
+	}
+	return inst, err
+}
+
+// launchProgram starts the driver's program with that digest in a VM that has what every driver VM has, and what add gives it.
+func (d *Daemon) launchProgram(dr *driver, r role, generation int, digest string, add func(*driverInstance, *hv.Launch) error) (_ *driverInstance, err error) {
 	cfg := dr.config()
 	vmm, err := place.Program("grailvm")
 	if err != nil {
@@ -79,32 +107,17 @@ func (d *Daemon) launchDriver(dr *driver, generation int, digest string) (_ *dri
 	l.Spec.Engine = chosen
 	l.Spec.KVM = l.Add(kvm)
 	l.Spec.Program = l.Add(program)
-	l.Spec.Argv = []string{cfg.Type}
 	l.Spec.Env = driverEnv(cfg.Type)
 	l.Spec.MemoryBytes = cfg.MemoryBytes
-	if err := inst.addPages(l); err != nil {
+	if err = inst.addPages(l); err != nil {
 		return nil, err
 	}
-	if err = inst.newState(l, cfg.Type); err != nil {
+	if err = add(inst, l); err != nil {
 		return nil, err
 	}
-	for _, b := range dr.backings {
-		rights := abi.RightRead | abi.RightWrite
-		if b.readOnly {
-			rights = abi.RightRead
-		}
-		l.Spec.Caps = append(l.Spec.Caps, hv.CapSpec{Kind: abi.CapDevice, Name: b.id, Rights: rights, FD: l.Add(b.file), Size: b.size})
-		l.Spec.Attachments = append(l.Spec.Attachments, hv.Attachment{Disk: keepBacking + b.id, Log: -1,
-			ReadOnly: b.readOnly, Regions: []hv.AttachMem{{FD: l.Add(b.file), Size: b.size}}})
-	}
-	dr.mu.Lock()
-	up := dr.uplink
-	dr.mu.Unlock()
-	up.addTo(l)
-	if inst.instance, err = d.launch(l, roleDriver, generation, false); err != nil {
+	if inst.instance, err = d.launch(l, r, generation, false); err != nil {
 		return nil, err
 	}
-	dr.join(inst.proc.PID)
 	return inst, nil
 }
 
@@ -237,6 +250,10 @@ func (i *driverInstance) attach(c *client, period time.Duration) error {
 	att, fds := c.offer()
 	_, got, err := i.call(hv.Request{Op: hv.OpAttach, ID: att.ID, Attachment: &att}, attachTimeout, fds...)
 	closeFDs(got)
+	if err != nil && i.adopted && !i.gone() {
+		// It may have given the client up before: what is left of it would be in its successor's way.
+		_ = i.detach(att.ID)
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.on, c.err, c.dead = nil, "", false

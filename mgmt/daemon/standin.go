@@ -8,8 +8,6 @@ import (
 	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/hv/abi"
 	"github.com/grailos/grail/mgmt/api"
-	"github.com/grailos/grail/mgmt/engine"
-	"github.com/grailos/grail/mgmt/place"
 )
 
 // roleStandIn marks a driver VM without devices, which fails the requests of a driver's clients while the driver does not serve (policy fail). It is
@@ -191,46 +189,11 @@ func (dr *driver) beginStandIn(inst *driverInstance) bool {
 }
 
 // launchStandIn starts the installed program of the driver's type in a VM without devices.
-func (d *Daemon) launchStandIn(dr *driver) (_ *driverInstance, err error) {
-	cfg := dr.config()
-	vmm, err := place.Program("grailvm")
-	if err != nil {
-		return nil, err
-	}
-	path, err := dr.programPath("")
-	if err != nil {
-		return nil, err
-	}
-	program, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer program.Close()
-	chosen, kvm, _, err := engine.Choose(cfg.Engine)
-	if err != nil {
-		return nil, err
-	}
-	if kvm != nil {
-		defer kvm.Close()
-	}
-	inst := newDriverInstance("")
-	defer func() {
-		if err != nil {
-			inst.closePages()
-		}
-	}()
-	l := hv.NewLaunch(vmm, hv.Driver, cfg.Name)
-	l.Spec.Engine = chosen
-	l.Spec.KVM = l.Add(kvm)
-	l.Spec.Program = l.Add(program)
-	l.Spec.Argv = []string{cfg.Type, abi.ArgFail}
-	l.Spec.Env = driverEnv(cfg.Type)
-	l.Spec.MemoryBytes = cfg.MemoryBytes
-	if err := inst.addPages(l); err != nil {
-		return nil, err
-	}
-	inst.instance, err = d.launch(l, roleStandIn, dr.nextLaunch(), false)
-	return inst, err
+func (d *Daemon) launchStandIn(dr *driver) (*driverInstance, error) {
+	return d.launchProgram(dr, roleStandIn, dr.nextLaunch(), "", func(_ *driverInstance, l *hv.Launch) error {
+		l.Spec.Argv = []string{dr.rec.Config.Type, abi.ArgFail}
+		return nil
+	})
 }
 
 // meanwhile says what the clients see of a driver that does not serve. The caller holds dr.mu.

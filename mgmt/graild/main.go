@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/mgmt/daemon"
 	"github.com/grailos/grail/mgmt/place"
 	"github.com/grailos/grail/mgmt/starter"
@@ -47,6 +48,7 @@ func main() {
 }
 
 func run(background bool) error {
+	_ = hv.TuneRuntime() // a host on which that fails pays a little more
 	tell := func(string) {}
 	if background {
 		ready := os.NewFile(starter.ReadyFD, "ready")

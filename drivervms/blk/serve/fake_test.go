@@ -213,6 +213,12 @@ func start(t testing.TB, dev Device, size uint64, rigs ...*rig) (s *Server, stop
 			t.Fatal(err)
 		}
 	}
+	return s, run(t, s)
+}
+
+// run has a server serve in the background; the returned function stops that.
+func run(t testing.TB, s *Server) (stop func()) {
+	t.Helper()
 	bell, err := ring.NewDoorbell()
 	if err != nil {
 		t.Fatal(err)
@@ -222,7 +228,7 @@ func start(t testing.TB, dev Device, size uint64, rigs ...*rig) (s *Server, stop
 		defer close(done)
 		serveUntil(s, bell)
 	}()
-	return s, func() {
+	return func() {
 		bell.Ring()
 		<-done
 		s.poller.Unwatch(bell.FD())

@@ -256,17 +256,7 @@ func TestScribbler(t *testing.T) {
 		}
 		s.Detach(bad.id)
 		s.Deaths = nil
-		bell, err := ring.NewDoorbell()
-		if err != nil {
-			t.Fatal(err)
-		}
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			serveUntil(s, bell)
-			s.poller.Unwatch(bell.FD())
-		}()
-		stop = func() { bell.Ring(); <-done; bell.Close() }
+		stop = run(t, s)
 		p := make([]byte, 4096)
 		fill(p, 5, uint64(i+1))
 		if _, err := good.disk.WriteAt(p, 5*4096); err != nil {

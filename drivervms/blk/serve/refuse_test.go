@@ -14,15 +14,7 @@ func TestRefuse(t *testing.T) {
 	if err := s.Attach(r.client(t)); err != nil {
 		t.Fatal(err)
 	}
-	bell, err := ring.NewDoorbell()
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		serveUntil(s, bell)
-	}()
+	defer run(t, s)()
 	p := make([]byte, 4096)
 	if n, err := r.disk.ReadAt(p, 0); n != 0 || err == nil {
 		t.Errorf("read %d bytes, %v", n, err)
@@ -33,7 +25,4 @@ func TestRefuse(t *testing.T) {
 	if r.disk.Flush() == nil {
 		t.Error("flushed")
 	}
-	bell.Ring()
-	<-done
-	bell.Close()
 }
