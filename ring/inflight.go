@@ -69,6 +69,26 @@ func CountInflight(region []byte) int {
 	return n
 }
 
+// InflightHeads returns the heads that a queue's region of the log says are in flight, oldest first, for those who only look; see CountInflight.
+func InflightHeads(region []byte) []uint16 {
+	type entry struct {
+		head  uint16
+		order uint64
+	}
+	var list []entry
+	for i, at := 0, logEntries; at+logEntryLen <= len(region) && i < MaxSize; i, at = i+1, at+logEntryLen {
+		if e := region[at:][:logEntryLen]; e[entInflight] == 1 {
+			list = append(list, entry{uint16(i), binary.LittleEndian.Uint64(e[entCounter:])})
+		}
+	}
+	slices.SortStableFunc(list, func(a, b entry) int { return cmp.Compare(a.order, b.order) })
+	heads := make([]uint16, len(list))
+	for i, e := range list {
+		heads[i] = e.head
+	}
+	return heads
+}
+
 // Recover completes a batch that the last device left half-way, and returns the heads still in flight, oldest
 // first. usedIdx is the index that stands in the used ring. A log that was never used is initialised, and
 // fresh is true: then the caller knows the next available index, not the log; otherwise that index is

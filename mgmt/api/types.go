@@ -321,6 +321,19 @@ type Ring struct {
 	Avail    uint16 `json:"avail"`    // index of the client's next request
 	Used     uint16 `json:"used"`     // index of the driver's next completion
 	Inflight int    `json:"inflight"` // requests taken and not completed, by the log; -1: there is no log
+	// Requests are the oldest of these, at most MaxRequests.
+	Requests []Request `json:"requests,omitempty"`
+}
+
+// MaxRequests bounds the requests in a Ring.
+const MaxRequests = 16
+
+// Request is one that a driver had taken and not completed, as its client's memory describes it.
+type Request struct {
+	Head   uint16 `json:"head"`             // its first descriptor
+	What   string `json:"what"`             // read, write, flush, or the number of another type (virtio 1.2 §5.2.6); of a port: frame
+	Offset uint64 `json:"offset,omitempty"` // on the disk, of a read or a write, in bytes
+	Bytes  uint64 `json:"bytes"`            // of data, or of room for a frame
 }
 
 // Trace is a decoded hv.Fault.

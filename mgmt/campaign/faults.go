@@ -93,7 +93,7 @@ func (c *faults) run(ctx context.Context) (err error) {
 	broken := make([]error, c.rigs+1)
 	for i := range c.rigs {
 		wg.Go(func() {
-			e := engines[i%len(engines)]
+			e := engines[(i+1)%len(engines)] // of an odd number of rigs, the one more is of the cheaper engine
 			broken[i] = c.lane(work, ctx, i, e, false, func(name string) (bench, error) { return c.newRig(work, name, e) })
 			if broken[i] != nil {
 				stop()

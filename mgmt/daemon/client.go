@@ -188,6 +188,7 @@ func (c *client) rings() (list []api.Ring) {
 		}
 		if log := c.log(i); log != nil {
 			r.Inflight = ring.CountInflight(log)
+			r.Requests = c.requests(i, log)
 		}
 		list = append(list, r)
 	}

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -182,6 +183,26 @@ func TestQuietClientIsNoHang(t *testing.T) {
 	})
 	if d, _ := r.client.Driver(ctx(t), "blk0"); d.Generation != 1 || d.Crashes != 0 {
 		t.Errorf("the driver was replaced: %+v", d)
+	}
+}
+
+// A driver that hangs while nothing waits in any ring is found out as well; one that has nothing to do is not taken for one.
+func TestIdleDriverHangs(t *testing.T) {
+	r := newRig(t)
+	r.mustDriver("blk0")
+	r.mustStart("c", "wait", api.DiskRef{Driver: "blk0", Disk: "d"})
+	for n := range 2 {
+		time.Sleep(2 * idleProbe) // the time in which a living one must not be taken for a dead one
+		if d, _ := r.client.Driver(ctx(t), "blk0"); d.Generation != n+1 || d.Crashes != n {
+			t.Fatalf("the driver was replaced: %+v", d)
+		}
+		if _, err := r.client.CrashDriver(ctx(t), "blk0", "hang"); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the hang is found out", func() bool {
+			d, _ := r.client.Driver(ctx(t), "blk0")
+			return d.State == api.Ready && d.Generation == n+2 && d.Crashes == n+1
+		})
 	}
 }
 

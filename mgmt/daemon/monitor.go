@@ -13,7 +13,7 @@ import (
 const (
 	firstPause = 200 * time.Microsecond
 	firstLimit = 5 * time.Second
-	firstQuiet = 10 // looks in a row that find nothing waiting
+	firstQuiet = 50 // looks in a row that find nothing waiting
 )
 
 // askPeriod is how often a driver with work pending is asked whom it serves.
@@ -74,8 +74,12 @@ func (dr *driver) watchBeatBy(inst *driverInstance, period time.Duration, quit, 
 	h := reincarnation.Heartbeat{Period: period}
 	var threads schedule
 	asked := time.Now()
+	idle := idleness{since: asked}
 	for range inst.looks(h.Interval(), quit, tuned) {
 		pending := dr.pendingClients(inst)
+		if idle.tooLong(time.Now(), inst.beat(), len(pending) > 0) {
+			pending = dr.anyClient(inst)
+		}
 		if len(pending) > 0 && time.Since(asked) > askPeriod {
 			// Others may keep the driver beating while one client was given up.
 			asked = time.Now()
@@ -101,6 +105,40 @@ func (dr *driver) watchBeatBy(inst *driverInstance, period time.Duration, quit, 
 		}
 	}
 	return closed(tuned)
+}
+
+// idleProbe is how long a driver may be silent with nothing to do before its doorbell is rung to see whether it is alive. One that hangs between a completion
+// and its client's doorbell leaves a ring in which nothing waits, and a client that does.
+const idleProbe = time.Second
+
+// idleness watches for silence without pending work.
+type idleness struct {
+	beat  uint64
+	since time.Time
+}
+
+// tooLong takes a look, and reports whether the driver has been idle and silent for idleProbe.
+func (i *idleness) tooLong(now time.Time, beat uint64, pending bool) bool {
+	if pending || beat != i.beat {
+		i.beat, i.since = beat, now
+	}
+	return now.Sub(i.since) >= idleProbe
+}
+
+// anyClient returns one client that inst serves, if there is one.
+func (dr *driver) anyClient(inst *driverInstance) []*client {
+	dr.mu.Lock()
+	list := dr.clientList()
+	dr.mu.Unlock()
+	i := slices.IndexFunc(list, func(c *client) bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.on == inst && !c.dead
+	})
+	if i < 0 {
+		return nil
+	}
+	return list[i : i+1]
 }
 
 func closed(c <-chan struct{}) bool {

@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -43,6 +45,14 @@ func TestDriverStalls(t *testing.T) {
 		r.ctl("driver", "crash", "blk0", "--how", "stall")
 		v.wait() // which takes a recovery
 		list := r.crashes("blk0")
+		if len(list) == 1 {
+			shown := r.ctl("crash", "show", fmt.Sprint(list[0].ID))
+			requests := list[0].Rings[0].Requests
+			if len(requests) == 0 || requests[0].Bytes == 0 || requests[0].What != "read" && requests[0].What != "write" || !strings.Contains(shown, "in flight, oldest first") {
+				r.t.Errorf("in flight: %+v\n%s", requests, shown)
+			}
+			r.t.Log(shown)
+		}
 		if len(list) != 1 || list[0].Cause != hv.CauseStall || list[0].Injected != "stall" {
 			r.t.Errorf("%+v", list)
 		}

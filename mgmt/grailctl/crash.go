@@ -108,13 +108,28 @@ func (c *cli) showRings(rings []api.Ring) error {
 	if len(rings) == 0 {
 		return nil
 	}
-	return c.table("CLIENT\tDISK OR PORT\tQUEUE\tSIZE\tAVAIL\tUSED\tWAITING\tIN FLIGHT", func(w io.Writer) {
+	err := c.table("CLIENT\tDISK OR PORT\tQUEUE\tSIZE\tAVAIL\tUSED\tWAITING\tIN FLIGHT", func(w io.Writer) {
 		for _, r := range rings {
 			flight := "no log"
 			if r.Inflight >= 0 {
 				flight = strconv.Itoa(r.Inflight)
 			}
 			fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t%s\n", r.Client, r.Disk, r.Queue, r.Size, r.Avail, r.Used, r.Avail-r.Used, flight)
+		}
+	})
+	if err != nil || !slices.ContainsFunc(rings, func(r api.Ring) bool { return len(r.Requests) > 0 }) {
+		return err
+	}
+	fmt.Fprintln(c.stdout, "in flight, oldest first:")
+	return c.table("CLIENT\tDISK OR PORT\tQUEUE\tHEAD\tREQUEST\tBYTES\tAT", func(w io.Writer) {
+		for _, r := range rings {
+			for _, q := range r.Requests {
+				at := "-"
+				if q.What == "read" || q.What == "write" {
+					at = strconv.FormatUint(q.Offset, 10)
+				}
+				fmt.Fprintf(w, "%s\t%s\t%d\t%d\t%s\t%d\t%s\n", r.Client, r.Disk, r.Queue, q.Head, q.What, q.Bytes, at)
+			}
 		}
 	})
 }

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -26,6 +27,9 @@ import (
 
 // maxLog is the size beyond which a starting graild puts its log aside, in bytes.
 const maxLog = 8 << 20
+
+// gcPercent lets graild's few MiB grow before they are collected: a collection while a driver is replaced makes its clients wait.
+const gcPercent = 400
 
 func main() {
 	background := flag.Bool("background", false, "log to the state directory only; tell on descriptor 3 when ready")
@@ -49,6 +53,7 @@ func main() {
 
 func run(background bool) error {
 	_ = hv.TuneRuntime() // a host on which that fails pays a little more
+	debug.SetGCPercent(gcPercent)
 	tell := func(string) {}
 	if background {
 		ready := os.NewFile(starter.ReadyFD, "ready")
