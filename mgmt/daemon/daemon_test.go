@@ -192,7 +192,7 @@ func TestIdleDriverHangs(t *testing.T) {
 	r.mustDriver("blk0")
 	r.mustStart("c", "wait", api.DiskRef{Driver: "blk0", Disk: "d"})
 	for n := range 2 {
-		time.Sleep(2 * idleProbe) // the time in which a living one must not be taken for a dead one
+		time.Sleep(idleProbe + idlePatience) // the time in which a living one must not be taken for a dead one
 		if d, _ := r.client.Driver(ctx(t), "blk0"); d.Generation != n+1 || d.Crashes != n {
 			t.Fatalf("the driver was replaced: %+v", d)
 		}

@@ -31,6 +31,7 @@ func (dr *driver) monitor(inst *driverInstance, rec *recovery) (stop func()) {
 		})
 	}
 	wg.Go(func() { dr.watchBeat(inst, quit) })
+	wg.Go(func() { dr.watchIdle(inst, quit) })
 	wg.Go(func() { dr.watchProgress(inst, quit) })
 	wg.Go(func() { dr.watchState(inst, quit) })
 	wg.Go(func() { dr.watchDisks(inst, quit) })
@@ -74,12 +75,8 @@ func (dr *driver) watchBeatBy(inst *driverInstance, period time.Duration, quit, 
 	h := reincarnation.Heartbeat{Period: period}
 	var threads schedule
 	asked := time.Now()
-	idle := idleness{since: asked}
 	for range inst.looks(h.Interval(), quit, tuned) {
 		pending := dr.pendingClients(inst)
-		if idle.tooLong(time.Now(), inst.beat(), len(pending) > 0) {
-			pending = dr.anyClient(inst)
-		}
 		if len(pending) > 0 && time.Since(asked) > askPeriod {
 			// Others may keep the driver beating while one client was given up.
 			asked = time.Now()
@@ -107,22 +104,41 @@ func (dr *driver) watchBeatBy(inst *driverInstance, period time.Duration, quit, 
 	return closed(tuned)
 }
 
-// idleProbe is how long a driver may be silent with nothing to do before its doorbell is rung to see whether it is alive. One that hangs between a completion
-// and its client's doorbell leaves a ring in which nothing waits, and a client that does.
-const idleProbe = time.Second
+// How a driver that has nothing to do is seen to be alive. One that hangs between a completion and its client's doorbell leaves a ring in which nothing
+// waits, and a client that does.
+const (
+	// idleProbe is how long it may be silent before that is looked into.
+	idleProbe = time.Second
+	// idlePatience is how long it may be silent then, the second half of it with its doorbell rung. There is no hurry, and the host may be slow.
+	idlePatience = 2 * time.Second
+)
 
-// idleness watches for silence without pending work.
-type idleness struct {
-	beat  uint64
-	since time.Time
-}
-
-// tooLong takes a look, and reports whether the driver has been idle and silent for idleProbe.
-func (i *idleness) tooLong(now time.Time, beat uint64, pending bool) bool {
-	if pending || beat != i.beat {
-		i.beat, i.since = beat, now
+// watchIdle declares the instance hung when it does not beat although its doorbell is rung, while nothing waits in any ring.
+func (dr *driver) watchIdle(inst *driverInstance, quit <-chan struct{}) {
+	h := reincarnation.Heartbeat{Period: idlePatience}
+	var threads schedule
+	beat, since := inst.beat(), time.Now()
+	for range inst.looks(h.Interval(), quit, nil) {
+		now := inst.beat()
+		if now != beat || len(dr.pendingClients(inst)) > 0 {
+			beat, since = now, time.Now()
+		}
+		var probed []*client
+		if time.Since(since) >= idleProbe {
+			probed = dr.anyClient(inst)
+		}
+		sample := reincarnation.Sample{Beat: now, Busy: inst.hostBusy(), Pending: len(probed) > 0}
+		switch h.Observe(time.Now(), sample, func() time.Duration { return threads.starved() }) {
+		case reincarnation.Suspect:
+			threads.begin(inst.proc.PID)
+			probed[0].kick()
+		case reincarnation.Hung:
+			if dr.confirm(inst, probed) && inst.beat() == now {
+				inst.declareHung(h.Since())
+				return
+			}
+		}
 	}
-	return now.Sub(i.since) >= idleProbe
 }
 
 // anyClient returns one client that inst serves, if there is one.
