@@ -41,7 +41,7 @@ const ConsoleTail = 50
 
 // Fault is a snapshot of a guest thread at a fault, with what is needed to decode it outside the jail.
 type Fault struct {
-	Taken   time.Time         `json:"taken"`
+	Taken   time.Time         `json:"taken,omitzero"` // engine kvm
 	Thread  int               `json:"thread"`
 	Vector  int               `json:"vector"` // x86 exception vector; -1 when unknown
 	Error   uint64            `json:"error"`  // the exception's error code

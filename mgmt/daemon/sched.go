@@ -60,7 +60,7 @@ func (s *schedule) starved() time.Duration {
 const enough = 15 * time.Millisecond
 
 // mostExcused bounds the excuse: after that many periods, silence is a hang.
-const mostExcused = 10
+const mostExcused = 20
 
 func threadTimes(pid int) map[int]threadTime {
 	times := map[int]threadTime{}
