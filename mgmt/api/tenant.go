@@ -24,16 +24,18 @@ type SetShare struct {
 
 // Domain is a node of the tree of reservations: the host, a tenant, a VM that runs, a driver, or what the host needs for itself.
 type Domain struct {
-	Kind    tenant.Kind      `json:"kind"`
-	Name    string           `json:"name,omitempty"` // path of a tenant, name of a VM or driver
-	Parent  string           `json:"parent"`         // path of the tenant that it belongs to; empty: the host
-	Share   tenant.Share     `json:"share"`
-	Held    map[string]int64 `json:"held,omitempty"` // what its children hold of it, by resource
-	Live    bool             `json:"live"`           // something in it runs
-	Due     tenant.Milli     `json:"due"`            // processor time due to it while everybody who runs wants more
-	CPU     *CPUUsage        `json:"cpu,omitempty"`
-	Created time.Time        `json:"created,omitzero"`
-	Notes   []string         `json:"notes,omitempty"` // what is not enforced, and why
+	Kind   tenant.Kind      `json:"kind"`
+	Name   string           `json:"name,omitempty"` // path of a tenant, name of a VM or driver
+	Parent string           `json:"parent"`         // path of the tenant that it belongs to; empty: the host
+	Share  tenant.Share     `json:"share"`
+	Held   map[string]int64 `json:"held,omitempty"` // what its children hold of it, by resource
+	Live   bool             `json:"live"`           // something in it runs
+	Due    tenant.Milli     `json:"due"`            // processor time due to it while everybody who runs wants more
+	CPU    *CPUUsage        `json:"cpu,omitempty"`
+	// MemoryUsed is what it uses of the host's memory, in bytes; nil: that is not counted here.
+	MemoryUsed *uint64   `json:"memoryUsed,omitempty"`
+	Created    time.Time `json:"created,omitzero"`
+	Notes      []string  `json:"notes,omitempty"` // what is not enforced, and why
 }
 
 // CPUUsage is what a domain used of the processors since its group was made, which is when the first VM in it started.

@@ -278,6 +278,9 @@ func (dm *domains) view(key tenant.Key, e tenant.Entitled) api.Domain {
 		if u, err := dm.fence.Usage(dm.groupOf(key)); err == nil {
 			v.CPU = &api.CPUUsage{UsedNs: u.UsedNs, ThrottledNs: u.ThrottledNs, Time: time.Now()}
 		}
+		if n, err := dm.fence.MemoryUsed(dm.groupOf(key)); err == nil {
+			v.MemoryUsed = &n
+		}
 	}
 	return v
 }
