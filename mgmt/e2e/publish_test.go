@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/grailos/grail/mgmt/api"
 )
 
 // TestLinuxPublish serves a file from a Linux VM to a client on the host, on a published port, while the switch is crashed, the way out of the
@@ -55,6 +57,8 @@ func TestLinuxPublish(t *testing.T) {
 			r.ctl("driver", "crash", "net0", "--how", "kill")
 		case 2:
 			r.ctl("driver", "crash", "net0", "--how", "fault")
+			// Without graild nobody would replace it, and the rest of the file would not come.
+			r.eventually("the switch", func() bool { d := r.driver("net0"); return d.State == api.Ready && d.Generation >= 3 })
 		case 3:
 			r.killDaemon()
 		case 4:
