@@ -215,15 +215,14 @@ func (r *rig) happen(ctx context.Context, j *judge) error {
 		j.lost("%v", err)
 	}
 	survivor := f.kind.taints && !slices.Contains(dead, f.target)
-	var events []api.Event // without those of a renewal
 	renew := func() {
-		survivor = false
-		events, _ = r.events.seen()
 		if err := r.renew(limit, f.target); err != nil {
 			j.lost("a driver that survived its fault: %v", err)
 		}
 	}
-	if survivor && f.kind.lies && r.mute(limit, f.target) {
+	mute := survivor && f.kind.lies && r.mute(limit, f.target)
+	events, _ := r.events.seen() // without those of a renewal
+	if mute {
 		j.liedAbout("driver %s beats, takes its clients' frames, and delivers none", f.target)
 		renew()
 	}
@@ -231,10 +230,11 @@ func (r *rig) happen(ctx context.Context, j *judge) error {
 	for _, v := range users {
 		v.pace(0)
 	}
-	if survivor {
-		renew()
-	} else if events == nil {
+	if !mute {
 		events, _ = r.events.seen()
+	}
+	if survivor && !mute {
+		renew()
 	}
 	for _, v := range after.broken {
 		if v.gone() {

@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -192,10 +191,14 @@ func TestIdleDriverHangs(t *testing.T) {
 	r.mustDriver("blk0")
 	r.mustStart("c", "wait", api.DiskRef{Driver: "blk0", Disk: "d"})
 	for n := range 2 {
-		time.Sleep(idleProbe + idlePatience) // the time in which a living one must not be taken for a dead one
-		if d, _ := r.client.Driver(ctx(t), "blk0"); d.Generation != n+1 || d.Crashes != n {
-			t.Fatalf("the driver was replaced: %+v", d)
-		}
+		d, _ := r.client.Driver(ctx(t), "blk0")
+		eventually(t, "it is rung, and beats", func() bool {
+			now, _ := r.client.Driver(ctx(t), "blk0")
+			if now.Generation != n+1 || now.Crashes != n {
+				t.Fatalf("the driver was replaced: %+v", now)
+			}
+			return now.Status != nil && d.Status != nil && now.Status.Beat > d.Status.Beat
+		})
 		if _, err := r.client.CrashDriver(ctx(t), "blk0", "hang"); err != nil {
 			t.Fatal(err)
 		}

@@ -315,7 +315,8 @@ func (r *vmRig) run() {
 				t.Fatal(err)
 			}
 			var rep hv.Report
-			if err := json.Unmarshal(i.readReport(), &rep); err != nil || rep.Fault == nil && rep.Code != 2 || rep.Fault != nil && rep.Signal != int(unix.SIGSEGV) ||
+			if err := json.Unmarshal(i.readReport(), &rep); err != nil || r.engine == hv.EngineKVM && rep.Signal != int(unix.SIGSEGV) ||
+				r.engine == hv.EngineProcess && (rep.Cause != hv.CauseExit || rep.Code != 2) ||
 				!strings.Contains(strings.Join(rep.Console, "\n"), "told to misbehave: fault") {
 				t.Errorf("%+v, %v", rep, err)
 			}
