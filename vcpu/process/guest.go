@@ -85,7 +85,7 @@ func (g *Guest) Threads() int {
 	return g.threads
 }
 
-// Next blocks for the next forwarded call. io.EOF means that the guest is gone, or that Close was called.
+// Next blocks for the next forwarded call. io.EOF means that the guest ends, or that Close was called; it is gone once Wait returns.
 func (g *Guest) Next() (*Call, error) {
 	g.receiving <- struct{}{}
 	defer func() { <-g.receiving }()

@@ -115,6 +115,7 @@ func TestMemory(t *testing.T) {
 				checkMemory(t, s.g, file)
 			}()
 			s.serve()
+			s.g.Wait() // Next may end a moment before the memory is gone
 			if _, err := s.g.ReadMem(0x400000, make([]byte, 4)); err != ErrGone {
 				t.Errorf("memory of a dead guest: %v", err)
 			}

@@ -57,7 +57,7 @@ func connect(t *testing.T) *agent.Client {
 }
 
 func limit(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -187,7 +187,7 @@ func (n *notify) Write(p []byte) (int, error) {
 
 func (n *notify) wait(t *testing.T, want string) {
 	t.Helper()
-	late := time.After(10 * time.Second)
+	late := time.After(time.Minute)
 	for {
 		n.mu.Lock()
 		have := n.text.String()
