@@ -13,7 +13,7 @@ import (
 )
 
 // Process is a handle on a running grailvm that can never come to mean another process. Its methods are
-// safe for concurrent use, except Close.
+// safe for concurrent use.
 type Process struct {
 	PID   int
 	start uint64   // boot-clock ticks, see StartTime
@@ -97,10 +97,10 @@ func (p *Process) StartTime() uint64 { return p.start }
 // Kill ends the process with SIGKILL. It is no error if it has ended already.
 func (p *Process) Kill() error { return p.Signal(unix.SIGKILL) }
 
-// Signal sends sig. It is no error if the process has ended.
+// Signal sends sig. It is no error if the process has ended, or if the handle was closed, which is done when it has.
 func (p *Process) Signal(sig unix.Signal) error {
 	err := p.control(func(fd int) error { return unix.PidfdSendSignal(fd, sig, nil, 0) })
-	if errors.Is(err, unix.ESRCH) {
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, ErrGone) {
 		return nil
 	}
 	return err
@@ -147,7 +147,7 @@ func (p *Process) control(f func(fd int) error) error {
 	}
 	var ferr error
 	if err := c.Control(func(fd uintptr) { ferr = f(int(fd)) }); err != nil {
-		return err
+		return fmt.Errorf("%w: %d: %w", ErrGone, p.PID, err) // the handle was closed
 	}
 	return ferr
 }

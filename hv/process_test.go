@@ -69,4 +69,8 @@ func TestFindProcessHeadless(t *testing.T) {
 	if _, err := FindProcess(cmd.Process.Pid, is); !errors.Is(err, ErrGone) {
 		t.Errorf("find an ended process: %v", err)
 	}
+	p.Close()
+	if err := p.Kill(); err != nil {
+		t.Errorf("kill by a closed handle: %v", err)
+	}
 }

@@ -279,6 +279,10 @@ func (i *instance) kept() ([]*client, error) {
 	return list, err
 }
 
+// adoptPatience is for how long after its start graild asks VMs again that do not answer. On a host without a processor to spare they may
+// take long, and a VM whose attachments it does not learn loses its disks for good.
+const adoptPatience = time.Minute
+
 // adopt goes on with the run that process p is and returns it, or records its end.
 func (v *vm) adopt(p *running) *instance {
 	d := v.d
@@ -313,6 +317,9 @@ func (v *vm) adopt(p *running) *instance {
 		return nil
 	}
 	clients, err := inst.kept()
+	for errors.Is(err, errTimeout) && time.Since(d.started) < adoptPatience {
+		clients, err = inst.kept()
+	}
 	clients = d.adoptOutput(inst, roleVM, clients)
 	if err != nil {
 		d.log.Error("adopt: attachments are lost", "vm", v.name(), "error", err)
