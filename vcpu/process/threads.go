@@ -11,7 +11,7 @@ import (
 
 // cloneWait is how long a clone at the limit waits for the end of another thread: a joined thread still counts for the
 // microseconds until it is reaped (much longer on a host that is overloaded).
-const cloneWait = 250 * time.Millisecond
+const cloneWait = time.Second
 
 // clone counts a new thread and lets it be made, or refuses it when there are MaxThreads; g.mu is held. The first refusal
 // after a thread's end is late by cloneWait.
