@@ -86,8 +86,11 @@ var lies = map[string]lie{
 	},
 }
 
+// defame is the lie that is told to the host: that every client broke the rules.
+const defame = "defame"
+
 // Lies returns the names of the lies, each of which follows "lie:" in what MsgInject says.
-func Lies() []string { return slices.Sorted(maps.Keys(lies)) }
+func Lies() []string { return append(slices.Sorted(maps.Keys(lies)), defame) }
 
 // element returns entry i of a used ring.
 func element(used []byte, size, i uint16) []byte { return used[usedRing+8*int(i&(size-1)):][:8] }
@@ -116,6 +119,12 @@ func taken(log []byte, size uint16) (head uint16, ok bool) {
 
 // lieFrom has the driver lie from now on, to all its clients.
 func (h *Host) lieFrom(how string, clients map[uint64]*Mapping) {
+	if strings.TrimPrefix(how, liePrefix) == defame {
+		for id := range clients {
+			h.Dead(id, "it was told to say so")
+		}
+		return
+	}
 	if l := lies[strings.TrimPrefix(how, liePrefix)]; l != nil {
 		h.Say("told to misbehave: %s", how)
 		h.lie, h.lieTo = l, clients

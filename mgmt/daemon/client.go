@@ -35,6 +35,7 @@ type client struct {
 	lied bool            // the last instance broke the rules of a ring
 
 	blame   time.Time // with every blame of its driver for what the client may have made up, later by blamePause; see believed
+	doubted time.Time // when a driver was last replaced because it said that the client broke the rules
 	renewed time.Time // when its rings were last started anew while it was served
 }
 

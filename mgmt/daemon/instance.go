@@ -18,9 +18,10 @@ import (
 
 // How long a grailvm may take over an answer.
 const (
-	callTimeout   = 5 * time.Second  // status, messages, attachments
-	attachTimeout = 10 * time.Second // waits for a driver that is starting
-	detachTimeout = 2 * time.Second  // until what is in flight is done; then the memory is revoked
+	callTimeout   = 5 * time.Second   // status, messages, attachments
+	attachTimeout = 10 * time.Second  // waits for a driver that is starting
+	detachTimeout = 2 * time.Second   // until what is in flight is done; then the memory is revoked
+	startPatience = 4 * attachTimeout // of a VM that starts with each of its drivers, which may be found out to hang just then, and replaced
 )
 
 // instance is one run of a VM: a grailvm process and what graild holds of it.

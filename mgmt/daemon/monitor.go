@@ -2,7 +2,9 @@ package daemon
 
 import (
 	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -219,7 +221,7 @@ func (i *driverInstance) expectBeat(period time.Duration) (stop func()) {
 }
 
 // confirm asks the VM's process which clients the driver serves. A client whose ring was found broken is not served, and
-// its requests stay pending for ever: that is no hang.
+// its requests stay pending for ever: that is no hang. It reports whether the driver serves any of them.
 func (dr *driver) confirm(inst *driverInstance, pending []*client) bool {
 	st, err := inst.instance.status(callTimeout)
 	if inst.gone() {
@@ -232,15 +234,40 @@ func (dr *driver) confirm(inst *driverInstance, pending []*client) bool {
 	for _, c := range pending {
 		if slices.Contains(st.Attached, c.att.ID) {
 			served++
-			continue
-		}
-		c.mu.Lock()
-		c.dead = true
-		c.mu.Unlock()
-		dr.d.log.Warn("client broke the rules of its ring", "driver", dr.name(), "client", c.att.Client, "disk", c.att.Disk, "driver said", st.Dead)
-		if c.refuse != nil {
-			dr.d.background.Go(func() { c.refuse(errors.New("the client broke the rules of its ring and is no longer served")) })
+		} else {
+			dr.doubt(inst, c, st.Dead)
 		}
 	}
 	return served > 0
+}
+
+// doubt does something about a client of which the driver says that it broke the rules. A driver that is out of its mind says so too, and but for the
+// index nobody else can tell. So a successor is asked, but not again and again for the same client: what it says as well is taken for true.
+func (dr *driver) doubt(inst *driverInstance, c *client, said []string) {
+	c.mu.Lock()
+	doubtful := time.Since(c.doubted) >= blamePause && !c.overruns()
+	if doubtful {
+		c.doubted = time.Now()
+	} else {
+		c.dead = true
+	}
+	c.mu.Unlock()
+	if doubtful {
+		inst.declareLiar(fmt.Sprintf("it says that client %s broke the rules of its ring, which its successor is to confirm: %s", c.att.Client, strings.Join(said, "; ")))
+		return
+	}
+	dr.d.log.Warn("client broke the rules of its ring", "driver", dr.name(), "client", c.att.Client, "disk", c.att.Disk, "driver said", said)
+	if c.refuse != nil {
+		dr.d.background.Go(func() { c.refuse(errors.New("the client broke the rules of its ring and is no longer served")) })
+	}
+}
+
+// overruns reports whether the client has made more available than a queue of it holds.
+func (c *client) overruns() bool {
+	for i, q := range c.att.Queues {
+		if avail, used, ok := c.indices(i); ok && avail-used > q.Size {
+			return true
+		}
+	}
+	return false
 }

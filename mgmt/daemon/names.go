@@ -9,12 +9,18 @@ import (
 	"time"
 
 	"github.com/grailos/grail/drivervms/net/vswitch"
+	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/hv/abi"
 	"github.com/grailos/grail/mgmt/api"
 )
 
-// namesPause is how long a net driver that did not take its names is left alone.
-const namesPause = time.Second
+const (
+	// namesPause is how long a net driver that did not take its names is left alone.
+	namesPause = time.Second
+	// namesTries is how often it may be silent until it is taken for stalled, although it beats and nothing waits in its rings: each time it had
+	// hv.AskTimeout.
+	namesTries = 4
+)
 
 // renamed has the net drivers of the ports learn which VMs are plugged into them now.
 func (d *Daemon) renamed(refs []api.NetRef) {
@@ -39,6 +45,7 @@ func (dr *driver) keepNames() {
 	var told *driverInstance
 	var tables map[uint16]string // what told has
 	var again <-chan time.Time
+	silent := 0
 	for {
 		select {
 		case <-dr.naming:
@@ -56,7 +63,7 @@ func (dr *driver) keepNames() {
 			continue // it is called again when it is
 		}
 		if inst != told {
-			told, tables = inst, map[uint16]string{}
+			told, tables, silent = inst, map[uint16]string{}, 0
 		}
 		fresh := inst.launched.After(dr.d.started) // else the last graild has told it names
 		for tenant, text := range dr.nameTables() {
@@ -65,7 +72,7 @@ func (dr *driver) keepNames() {
 			}
 			complaint, err := inst.ask(abi.Message{Type: abi.MsgNames, ID: uint64(tenant), Text: text})
 			if err == nil {
-				tables[tenant] = text // also when it was refused: it would be again
+				tables[tenant], silent = text, 0 // also when it was refused: it would be again
 			}
 			if complaint != "" {
 				dr.d.log.Error("names", "driver", dr.name(), "tenant", tenant, "error", complaint)
@@ -73,6 +80,10 @@ func (dr *driver) keepNames() {
 			if err != nil && !inst.gone() {
 				dr.d.log.Warn("names", "driver", dr.name(), "tenant", tenant, "error", err)
 				again = time.After(namesPause)
+				if silent++; silent == namesTries {
+					inst.stalled.Store(true)
+					inst.declareHung(time.Now().Add(-namesTries * hv.AskTimeout))
+				}
 			}
 		}
 	}

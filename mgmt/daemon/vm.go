@@ -129,7 +129,7 @@ func (v *vm) start(ctx context.Context, files map[api.Role]*os.File) (err error)
 	v.d.renamed(cfg.Nets)
 
 	for i, c := range clients {
-		ctx, cancel := context.WithTimeout(ctx, attachTimeout)
+		ctx, cancel := context.WithTimeout(ctx, startPatience)
 		aerr := m.grants[i].driver.attach(ctx, c)
 		cancel()
 		if errors.Is(aerr, errLeft) {

@@ -14,7 +14,7 @@ import (
 func TestDriverLies(t *testing.T) {
 	onEngines(t, func(r *rig) {
 		r.ctl("driver", "create", "blk", "blk0", "--engine", string(r.engine), "--disk", "d="+r.disk(32<<20))
-		lies := []string{"used-jump", "used-back", "used-id", "used-twice", "used-length", "used-nothing", "log", "log-entry", "log-index", "wild"}
+		lies := []string{"used-jump", "used-back", "used-id", "used-twice", "used-length", "used-nothing", "log", "log-entry", "log-index", "wild", "defame"}
 		v := r.verify("blk0/d", 5*time.Second)
 		r.eventually("the client", r.serving("blk0", 1))
 		for i, lie := range lies {
