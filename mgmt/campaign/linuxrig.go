@@ -172,7 +172,7 @@ func (l *linuxRig) happen(ctx context.Context, j *judge) error {
 	defer cancel()
 	events, _ := r.events.seen()
 	if f.kind.taints && len(dead) == 0 {
-		if err := r.renew(limit, block); err != nil {
+		if err := r.retire(limit, block); err != nil { // whether the next one can serve the VM is seen below
 			j.lost("a driver that survived its fault: %v", err)
 		}
 	}

@@ -270,19 +270,34 @@ func (r *rig) mute(ctx context.Context, driver string) bool {
 
 // renew kills a driver that is not what it was, and returns when its next instance serves. That takes its spare, and costs less than a restart.
 func (r *rig) renew(ctx context.Context, driver string) error {
+	if err := r.retire(ctx, driver); err != nil {
+		return err
+	}
+	return r.serve(ctx, nil)
+}
+
+// retire kills a driver and returns when it is known to be dead. One that has died by itself just before is dead as well.
+func (r *rig) retire(ctx context.Context, driver string) error {
 	before, err := r.look(ctx)
 	if err != nil {
 		return err
 	}
-	switch _, err := r.api.CrashDriver(ctx, driver, "kill"); {
-	case api.KindOf(err) == api.Busy: // it has just died
-	case err != nil && !api.Down(err):
+	began := time.Now()
+	_, err = r.api.CrashDriver(ctx, driver, "kill")
+	killed := err == nil
+	if err != nil && api.KindOf(err) != api.Busy && !api.Down(err) {
 		return err
 	}
 	for ctx.Err() == nil {
 		_, more := r.events.seen()
-		if now, err := r.look(ctx); err == nil && now[driver].Crashes > before[driver].Crashes {
-			break
+		// The one that was killed may be the successor of the one that was looked at.
+		if list, err := r.api.Crashes(ctx, driver); err == nil && slices.ContainsFunc(list, func(c api.Crash) bool {
+			return c.Detected.After(began) && c.Injected == "kill"
+		}) {
+			return nil
+		}
+		if now, err := r.look(ctx); err == nil && !killed && now[driver].Crashes > before[driver].Crashes {
+			return nil
 		}
 		select {
 		case <-more:
@@ -290,7 +305,7 @@ func (r *rig) renew(ctx context.Context, driver string) error {
 		case <-ctx.Done():
 		}
 	}
-	return r.serve(ctx, nil)
+	return ctx.Err()
 }
 
 func wait(ctx context.Context, d time.Duration) {
