@@ -65,6 +65,20 @@ func Drop(segs [][]byte, n uint32) [][]byte {
 	return segs
 }
 
+// Cut appends the first n bytes of segs to piece, and returns it and what is left of segs, which it changes in place.
+func Cut(piece, segs [][]byte, n uint32) (got, left [][]byte) {
+	for n > 0 && len(segs) > 0 {
+		if uint64(len(segs[0])) > uint64(n) {
+			piece = append(piece, segs[0][:n:n])
+			return piece, Drop(segs, n)
+		}
+		piece = append(piece, segs[0])
+		n -= uint32(len(segs[0]))
+		segs = segs[1:]
+	}
+	return piece, segs
+}
+
 // DropLast removes the last n bytes of segs, in place, and returns what is left. When segs holds fewer than n
 // bytes nothing is left. It does not allocate.
 func DropLast(segs [][]byte, n uint32) [][]byte {

@@ -179,6 +179,9 @@ func (p *Poller) Stats() PollerStats {
 	return s
 }
 
+// Sleeps returns how often Wait has blocked on the doorbells.
+func (p *Poller) Sleeps() uint64 { return p.stats.Sleeps }
+
 // Wait returns as soon as some Source may have work, a watched descriptor is readable, or timeout has passed;
 // a negative timeout never passes, a zero one only looks. It does not allocate. Errors: poll's, wrapped.
 func (p *Poller) Wait(timeout time.Duration) (Wake, error) {

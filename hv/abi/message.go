@@ -11,6 +11,7 @@ const (
 
 	// Questions, each answered by a message of the same type and ID. A driver that does not know one is silent.
 	MsgNames MessageType = "names" // use these names from now on: Text is the driver's JSON; the answer's is an error, or empty
+	MsgShare MessageType = "share" // what attachment ID gets beside the others, from now on: Text is drivervms/share's Config in JSON; the answer's is an error, or empty
 	MsgTest  MessageType = "test"  // test yourself, before you are given clients: the answer's Text is empty, or what is wrong
 	MsgStats MessageType = "stats" // counters of attachment ID, 0 for what is none's: the answer's Text is a JSON object of numbers
 )

@@ -259,11 +259,16 @@ type DriverStats struct {
 	Clients    []ClientStats     `json:"clients"`          // those that are attached
 	Uplink     map[string]uint64 `json:"uplink,omitempty"` // of a net driver, as a port's
 	Disks      []Disk            `json:"disks,omitempty"`  // with what each failed to do
+	OwnCPUNs   uint64            `json:"ownCpuNs"`         // processor time that is charged to no client, ns
 }
 
 // ClientStats is what one client of a block driver did since it was attached, or what was done at one port of a net driver since that was made. A disk has the counters reads, readBytes, writes, writeBytes,
 // flushes, discards and errors. A port has txPackets, txBytes (taken from the client), rxPackets, rxBytes (delivered to it) and drop.REASON for
 // each reason for which frames were dropped; the reasons are vswitch.Reason's.
+//
+// cpuNs is the processor time of the driver's VM that is charged to the client, its own process included, in ns; ringN.cpuNs, ringN.ops and ringN.bytes are
+// those of each ring. Of a port, ring 2k receives and 2k+1 sends; what is forwarded is charged to the sender, what comes from the uplink to the receiver.
+// These begin at 0 with each instance.
 type ClientStats struct {
 	ID       uint64            `json:"id"`
 	Client   string            `json:"client"`

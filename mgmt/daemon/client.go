@@ -25,14 +25,19 @@ type client struct {
 	// refuse ends a client that broke the rules, where that is possible; nil: it is not.
 	refuse func(why error)
 
+	// gets returns what the client gets of its driver, as text; nil: this driver has no shares.
+	gets func() string
+
 	attaching sync.Mutex // held during an attach
 
-	mu   sync.Mutex
-	on   *driverInstance // that serves it, or nil
-	err  string          // why the present instance refused it
-	dead bool            // the present instance found its ring broken
-	gone bool            // it is not to be attached any more
-	lied bool            // the last instance broke the rules of a ring
+	mu sync.Mutex
+	on *driverInstance // that serves it, or nil
+	// share is what on was told that the client gets, as text; empty: an adopted instance, which may have been told something.
+	share string
+	err   string // why the present instance refused it
+	dead  bool   // the present instance found its ring broken
+	gone  bool   // it is not to be attached any more
+	lied  bool   // the last instance broke the rules of a ring
 
 	blame   time.Time // with every blame of its driver for what the client may have made up, later by blamePause; see believed
 	doubted time.Time // when a driver was last replaced because it said that the client broke the rules

@@ -180,6 +180,9 @@ func (dr *driver) attach(ctx context.Context, c *client) error {
 // own counts c among the clients. The caller holds dr.mu.
 func (dr *driver) own(c *client) {
 	c.net = dr.rec.Config.Type == typeNet
+	if dr.rec.Config.Type != typeConsole {
+		c.gets = func() string { return shareText(dr.shareOf(c)) }
+	}
 	dr.clients[c.att.ID] = c
 }
 

@@ -239,7 +239,7 @@ func (i *driverInstance) attach(c *client, period time.Duration) error {
 	}
 	if len(i.takeStrays(func(id uint64) bool { return id == c.att.ID })) > 0 {
 		c.mu.Lock()
-		c.on, c.err, c.dead = i, "", false
+		c.on, c.err, c.dead, c.share = i, "", false, ""
 		c.mu.Unlock()
 		return nil
 	}
@@ -248,6 +248,10 @@ func (i *driverInstance) attach(c *client, period time.Duration) error {
 	}
 	defer i.expectBeat(period)()
 	att, fds := c.offer()
+	gets, err := c.addShare(&att)
+	if err != nil {
+		return err
+	}
 	_, got, err := i.call(hv.Request{Op: hv.OpAttach, ID: att.ID, Attachment: &att}, attachTimeout, fds...)
 	closeFDs(got)
 	if err != nil && i.adopted && !i.gone() {
@@ -256,7 +260,7 @@ func (i *driverInstance) attach(c *client, period time.Duration) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.on, c.err, c.dead = nil, "", false
+	c.on, c.err, c.dead, c.share = nil, "", false, gets
 	if err != nil {
 		c.err = err.Error()
 		return err

@@ -66,6 +66,8 @@ func (d *Daemon) Handler(shutdown func()) http.Handler {
 	})
 	route("GET /v1/drivers/{name}", func(r *http.Request) (any, error) { return d.Driver(r.PathValue("name")) })
 	route("GET /v1/drivers/{name}/stats", func(r *http.Request) (any, error) { return d.DriverStats(r.PathValue("name")) })
+	route("GET /v1/drivers/{name}/shares", func(r *http.Request) (any, error) { return d.DriverShares(r.PathValue("name")) })
+	route("POST /v1/drivers/{name}/shares", d.setDriverShare)
 	route("GET /v1/drivers/{name}/state", func(r *http.Request) (any, error) { return d.DriverState(r.PathValue("name")) })
 	route("DELETE /v1/drivers/{name}", func(r *http.Request) (any, error) {
 		return struct{}{}, d.RemoveDriver(r.PathValue("name"), r.FormValue("force") != "")

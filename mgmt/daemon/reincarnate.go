@@ -300,6 +300,9 @@ func (dr *driver) bringUp(inst *driverInstance, rec *recovery) error {
 			dr.set(api.Ready, "")
 			dr.mu.Unlock()
 			dr.rename()
+			if inst.adopted {
+				go dr.shareAgain()
+			}
 			return nil
 		}
 		dr.mu.Unlock()

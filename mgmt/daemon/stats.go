@@ -62,6 +62,8 @@ func (d *Daemon) DriverStats(name string) (s api.DriverStats, err error) {
 	if s.Uplink, err = inst.counters(0); err != nil {
 		return s, fmt.Errorf("driver %s: %w", name, err)
 	}
+	s.OwnCPUNs = s.Uplink["cpuNs"]
+	delete(s.Uplink, "cpuNs")
 	if !slices.ContainsFunc(slices.Collect(maps.Values(s.Uplink)), func(n uint64) bool { return n > 0 }) {
 		s.Uplink = nil // there is none
 	}

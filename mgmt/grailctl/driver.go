@@ -24,7 +24,7 @@ func (c *cli) driverCommand() *cobra.Command {
 or hangs, graild replaces it; its clients notice a short stall.`,
 	})
 	cmd.AddCommand(c.driverCreateCommand(), c.driverLsCommand(), c.driverRestartCommand(), c.driverResumeCommand(), c.driverSetCommand(), c.driverUpgradeCommand(), c.driverCrashCommand(),
-		c.driverRmCommand(), c.driverCrashesCommand(), c.driverStatsCommand(), c.driverStateCommand())
+		c.driverRmCommand(), c.driverCrashesCommand(), c.driverStatsCommand(), c.driverShareCommand(), c.driverStateCommand())
 	return cmd
 }
 

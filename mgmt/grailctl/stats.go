@@ -6,6 +6,7 @@ import (
 	"io"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -15,7 +16,7 @@ import (
 )
 
 func (c *cli) driverStatsCommand() *cobra.Command {
-	var watch bool
+	var watch, rings bool
 	var interval time.Duration
 	cmd := &cobra.Command{
 		Use: "stats NAME", Short: "Show what each client of a driver VM sends, receives, reads and writes", ValidArgsFunction: completeDrivers,
@@ -23,6 +24,9 @@ func (c *cli) driverStatsCommand() *cobra.Command {
 Packets and bytes are sent by the client or received by it; a frame that was dropped is counted
 with its reason, at the sender if it is to blame. The counters go on when an instance is replaced; a port's
 go on for as long as there is the port, a disk's begin at 0 with each client.
+
+CPU is the processor time that the driver has used for the client, with its waiting and polling.
+It begins at 0 with each instance. --rings shows that, and the operations, of each ring.
 
 With --watch, the counters are shown again and again, as what they grew by in a second.`,
 		Example: `  grailctl driver stats net0
@@ -45,7 +49,7 @@ With --watch, the counters are shown again and again, as what they grew by in a 
 				return err
 			}
 			if !watch {
-				return c.showStats(last, nil)
+				return c.showStats(last, nil, rings)
 			}
 			tick := time.NewTicker(interval)
 			defer tick.Stop()
@@ -67,7 +71,7 @@ With --watch, the counters are shown again and again, as what they grew by in a 
 					}
 					return err
 				}
-				if err := c.showStats(now, &last); err != nil {
+				if err := c.showStats(now, &last, rings); err != nil {
 					return err
 				}
 				last = now
@@ -75,12 +79,13 @@ With --watch, the counters are shown again and again, as what they grew by in a 
 		},
 	}
 	cmd.Flags().BoolVarP(&watch, "watch", "w", false, "go on, and show what changes in a second, until Ctrl-C")
+	cmd.Flags().BoolVar(&rings, "rings", false, "show the operations, bytes and processor time of each ring")
 	cmd.Flags().DurationVar(&interval, "interval", time.Second, "with --watch, how often")
 	return cmd
 }
 
-// showStats prints counters, or with last what they grew by in a second since.
-func (c *cli) showStats(s api.DriverStats, last *api.DriverStats) error {
+// showStats prints counters, or with last what they grew by in a second since; of each client, or of each ring.
+func (c *cli) showStats(s api.DriverStats, last *api.DriverStats, rings bool) error {
 	if c.json {
 		return c.print(s)
 	}
@@ -96,6 +101,9 @@ func (c *cli) showStats(s api.DriverStats, last *api.DriverStats) error {
 			}
 			return fmt.Sprintf("%.0f/s", float64(now-min(was, now))/seconds)
 		}
+	}
+	if rings {
+		return c.showRingUse(s, grown)
 	}
 	columns := []column{{"READS", "reads"}, {"BYTES", "readBytes"}, {"WRITES", "writes"}, {"BYTES", "writeBytes"}, {"FLUSHES", "flushes"},
 		{"DISCARDS", "discards"}, {"ERRORS", "errors"}}
@@ -122,6 +130,7 @@ func (c *cli) showStats(s api.DriverStats, last *api.DriverStats) error {
 			}
 		}
 	}()
+	header += "\tCPU"
 	return c.table(header, func(w io.Writer) {
 		for _, k := range rows {
 			fmt.Fprintf(w, "%s\t%s", k.Disk, k.Client)
@@ -137,10 +146,42 @@ func (c *cli) showStats(s api.DriverStats, last *api.DriverStats) error {
 				}
 				fmt.Fprintf(w, "\t%s", dash(strings.Join(drops, ", ")))
 			}
-			fmt.Fprintln(w)
+			fmt.Fprintf(w, "\t%s\n", cpuTime(grown(k, "cpuNs")))
 		}
 	})
 }
 
 // column is a column of a table of counters.
 type column struct{ title, counter string }
+
+// showRingUse prints what each ring had done. grown is as in showStats.
+func (c *cli) showRingUse(s api.DriverStats, grown func(api.ClientStats, string) string) error {
+	what := "DISK"
+	if s.Type == "net" {
+		what = "PORT"
+	}
+	return c.table(what+"\tCLIENT\tRING\tOPERATIONS\tBYTES\tCPU", func(w io.Writer) {
+		for _, k := range s.Clients {
+			for i := 0; ; i++ {
+				ring := fmt.Sprintf("ring%d.", i)
+				if _, ok := k.Counters[ring+"cpuNs"]; !ok {
+					break
+				}
+				fmt.Fprintf(w, "%s\t%s\t%d\t%s\t%s\t%s\n", k.Disk, k.Client, i, grown(k, ring+"ops"), grown(k, ring+"bytes"), cpuTime(grown(k, ring+"cpuNs")))
+			}
+		}
+	})
+}
+
+// cpuTime reads a number of nanoseconds, or of nanoseconds a second, for a person.
+func cpuTime(s string) string {
+	per, rate := strings.CutSuffix(s, "/s")
+	ns, err := strconv.ParseFloat(per, 64)
+	switch {
+	case err != nil:
+		return s
+	case rate:
+		return fmt.Sprintf("%.1f%%", ns/1e7)
+	}
+	return time.Duration(ns).Round(time.Millisecond).String()
+}

@@ -10,6 +10,7 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 
+	"github.com/grailos/grail/drivervms/share"
 	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/mgmt/api"
 )
@@ -46,6 +47,8 @@ type Driver struct {
 	Created    time.Time        `json:"created"`
 	Started    time.Time        `json:"started,omitzero"`
 	Crashes    int              `json:"crashes"`
+	// Shares is what clients get of it; see api.DriverShare.
+	Shares map[string]share.Config `json:"shares,omitempty"`
 
 	SpareCrashes int      `json:"spareCrashes,omitempty"`
 	Notes        []string `json:"notes,omitempty"`

@@ -60,6 +60,12 @@ func (d *device) Do(ops []serve.Op) {
 	for i := range ops {
 		if ops[i].Kind == abi.DevRead {
 			if s, ok := d.windows[ops[i].FD].look(&ops[i], now); ok {
+				if ops[i].Length > maxCopy && s.cold > 0 {
+					s.warm()
+					s.count()
+					d.ask(ops, i)
+					continue
+				}
 				d.maybe = append(d.maybe, candidate{i, s})
 				cold += s.cold
 				continue
@@ -170,6 +176,7 @@ func (d *device) flush(ops []serve.Op) {
 // ask adds operation i to what the host is asked for.
 func (d *device) ask(ops []serve.Op, i int) {
 	op := &ops[i]
+	op.Left = true
 	segs := d.segs[d.nsegs:][:len(op.Segs)]
 	d.nsegs += len(segs)
 	for k, s := range op.Segs {

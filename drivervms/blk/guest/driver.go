@@ -41,7 +41,7 @@ func (d *driver) handle(m abi.Message) error {
 	switch m.Type {
 	case abi.MsgAttach:
 		answer := abi.Message{Type: abi.MsgDone, ID: m.ID}
-		if err := d.attach(m.ID, m.Attach); err != nil {
+		if err := d.attach(m); err != nil {
 			answer.Text = err.Error()
 		}
 		return d.host.Channel.Send(answer)
@@ -56,15 +56,13 @@ func (d *driver) handle(m abi.Message) error {
 		}
 		return d.host.Channel.Send(abi.Message{Type: abi.MsgDone, ID: m.ID})
 	case abi.MsgStats:
-		answer := abi.Message{Type: abi.MsgStats, ID: m.ID, Text: "{}"}
-		if c, ok := d.server.Counters(m.ID); ok {
-			b, err := json.Marshal(c.Map())
-			if err != nil {
-				return err
-			}
-			answer.Text = string(b)
+		return d.host.Channel.Send(d.stats(m.ID))
+	case abi.MsgShare:
+		cfg, err := program.Share(m.Text)
+		if err == nil {
+			err = d.server.SetShare(m.ID, cfg)
 		}
-		return d.host.Channel.Send(answer)
+		return d.host.Answer(m, err)
 	case abi.MsgTest:
 		return d.host.Test(m, d.server.Test)
 	case abi.MsgInject:
@@ -79,12 +77,33 @@ func (d *driver) handle(m abi.Message) error {
 	return nil
 }
 
-func (d *driver) attach(id uint64, a *abi.Attach) error {
+// stats answers with the counters of an attachment; those of 0 are the driver's own.
+func (d *driver) stats(id uint64) abi.Message {
+	answer := abi.Message{Type: abi.MsgStats, ID: id, Text: "{}"}
+	var counters map[string]uint64
+	if c, ok := d.server.Counters(id); ok {
+		counters = c.Map()
+		program.AddUses(counters, d.server.Uses(id))
+	} else if id == 0 {
+		counters = map[string]uint64{"cpuNs": uint64(d.server.Own())}
+	}
+	if b, err := json.Marshal(counters); err == nil && counters != nil {
+		answer.Text = string(b)
+	}
+	return answer
+}
+
+func (d *driver) attach(m abi.Message) error {
+	id, a := m.ID, m.Attach
 	if a == nil {
 		return errors.New("attach without an attachment")
 	}
 	if d.maps[id] != nil {
 		return serve.ErrAttached
+	}
+	cfg, err := program.ShareOf(m.Text)
+	if err != nil {
+		return err
 	}
 	if d.state != nil {
 		taken, err := d.server.TakeOver(d.state)
@@ -95,6 +114,7 @@ func (d *driver) attach(id uint64, a *abi.Attach) error {
 	if err != nil {
 		return err
 	}
+	c.Share = cfg
 	if err := d.server.Attach(c); err != nil {
 		mp.Unmap()
 		return err

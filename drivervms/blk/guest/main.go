@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/grailos/grail/drivervms/blk/serve"
 	"github.com/grailos/grail/drivervms/program"
@@ -27,10 +28,14 @@ func run(h *program.Host) error {
 	if len(disks) > abi.MaxDevBatch {
 		return fmt.Errorf("%d disks, the limit is %d", len(disks), abi.MaxDevBatch)
 	}
+	dev := newDevice(disks)
 	d := &driver{
-		server: serve.New(newDevice(disks), disks, ring.PollerConfig{Poll: guest.WaitAlone}),
+		server: serve.New(dev, disks, ring.PollerConfig{Poll: guest.WaitAlone}),
 		host:   h, maps: map[uint64]*program.Mapping{}, state: h.State,
 	}
+	start := time.Now()
+	dev.now = func() time.Time { return start.Add(d.server.Now()) } // near enough, and free
+	d.server.CPU = program.CPU
 	d.server.Refuse = h.Fail
 	d.server.Watch(h.Channel.FD())
 	if err := h.Channel.Send(abi.Message{Type: abi.MsgReady}); err != nil {

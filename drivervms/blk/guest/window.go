@@ -13,17 +13,19 @@ const (
 	blockBytes = 4 << 10
 	partBytes  = 64 << 20 // what is mapped at a time
 	partBlocks = partBytes / blockBytes
-	maxParts   = 64 // parts that are looked after at a time
-	maxCopy    = 16 << 10
+	maxParts   = 64        // parts that are looked after at a time
+	maxCopy    = 16 << 10  // of one read
+	maxShared  = 256 << 10 // of one that others wait for
 )
 
 // When a window is used. To leave the VM costs about three times as much as the host's work on a first access to a
 // mapped page, and some ten times less than that for each request when thirty of them share it.
 const (
-	mapAfter = 256 // reads of a part that a mapping could have served, after which it is mapped
-	payOff   = 6   // reads of a block in company, after which a first access has paid
-	fewCold  = 2   // blocks that are cheaper to access for the first time than to leave the VM for
-	cooling  = 10 * time.Second
+	mapAfter   = 256 // reads of a part that a mapping could have served, after which it is mapped
+	payOff     = 6   // reads of a block in company, after which a first access has paid
+	warmAtOnce = 4   // blocks of a large read that are accessed for the first time beside it
+	fewCold    = 2   // blocks that are cheaper to access for the first time than to leave the VM for
+	cooling    = 10 * time.Second
 )
 
 // State of a block.
@@ -77,7 +79,11 @@ type span struct {
 // that is noted.
 func (w *window) look(op *serve.Op, now time.Time) (s span, ok bool) {
 	n := op.Offset / partBytes
-	if w.deny || op.Length > maxCopy || n != (op.Offset+op.Length-1)/partBytes {
+	most := uint64(maxCopy)
+	if op.Shared {
+		most = maxShared
+	}
+	if w.deny || op.Length > most || n != (op.Offset+op.Length-1)/partBytes {
 		return s, false
 	}
 	s.p = w.part(n, now)
@@ -108,6 +114,27 @@ func (s *span) count() {
 		}
 	}
 }
+
+// warm accesses a few of the blocks that were read often enough for the first time, so that the host need not be asked for a large read for
+// ever. A block that the device has lost is left to the host.
+func (s *span) warm() {
+	defer func() {
+		if v := recover(); v != nil && !isFault(v) {
+			panic(v)
+		}
+	}()
+	n := 0
+	for b := s.first; b <= s.last && n < warmAtOnce; b++ {
+		if st := s.p.state[b]; st&mapped == 0 && st&countMask >= payOff && b*blockBytes < uint64(len(s.p.mem)) {
+			touched += s.p.mem[b*blockBytes]
+			s.p.state[b] |= mapped
+			n++
+		}
+	}
+}
+
+// touched keeps the compiler from leaving out what warm reads.
+var touched byte
 
 // copy performs op, which is s. It reports false when the memory faulted: the device has lost a block, or the client its memory. Precondition:
 // debug.SetPanicOnFault.

@@ -1,6 +1,11 @@
 package serve
 
-import "github.com/grailos/grail/ring/virtioblk"
+import (
+	"time"
+
+	"github.com/grailos/grail/drivervms/share"
+	"github.com/grailos/grail/ring/virtioblk"
+)
 
 // Counters counts what one attachment had done, failed requests included. It holds nothing but words; see TakeOver.
 type Counters struct {
@@ -43,4 +48,21 @@ func (s *Server) Counters(id uint64) (Counters, bool) {
 		return Counters{}, false
 	}
 	return *c.count, true
+}
+
+// Uses returns what each ring of the attachment had done, and charges what was used until now before.
+func (s *Server) Uses(id uint64) (list []share.Use) {
+	s.settle()
+	if c := s.clients[id]; c != nil {
+		for _, q := range c.queues {
+			list = append(list, q.use)
+		}
+	}
+	return list
+}
+
+// Own returns the processor time that is charged to nobody.
+func (s *Server) Own() time.Duration {
+	s.settle()
+	return s.meter.Own
 }

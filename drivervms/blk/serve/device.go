@@ -10,7 +10,10 @@ type Op struct {
 	Offset uint64   // bytes
 	Length uint64   // bytes; for DevRead and DevWrite the sum of Segs
 	Segs   [][]byte // for DevRead and DevWrite: memory of the client, which it may change meanwhile
-	Result int64    // OUT: bytes moved, or a negated Linux errno
+	// Shared says that other clients want something, too, so that it is worth more than usual if the host need not be asked.
+	Shared bool
+	Result int64 // OUT: bytes moved, or a negated Linux errno
+	Left   bool  // OUT: the host was asked, which costs so much that it should be asked for much at once
 }
 
 // Device performs operations. The Server has at most two calls in progress, one of which is all flushes and the

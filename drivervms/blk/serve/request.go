@@ -19,6 +19,13 @@ type work struct {
 	first, count int  // its part of the batch's operations
 	flush        bool // a flush of the device precedes completion
 	status       byte
+
+	// A read or write that is performed in parts. It is its queue's own until then.
+	parted bool
+	whole  Op       // what is left of it, and Length of all of it
+	part   [][]byte // segments of the part at hand
+	done   uint64   // bytes, the part at hand included
+	since  int64    // when it was taken, ns
 }
 
 // limits is what a request is checked against.
@@ -115,6 +122,28 @@ func (w *work) planRanges(l *limits, ops []Op, kind abi.DevOp, allowed uint32) [
 	}
 	w.flush = l.durable
 	return ops
+}
+
+// next appends the operation on the next n bytes, at least one, of a request that is performed in parts, and returns how many there are.
+func (w *work) next(ops []Op, n uint64) ([]Op, uint64) {
+	op := w.whole
+	n = min(n, op.Length-w.done)
+	w.part, w.whole.Segs = ring.Cut(w.part[:0], w.whole.Segs, uint32(n))
+	op.Offset, op.Length, op.Segs = op.Offset+w.done, n, w.part
+	w.done += n
+	w.first, w.count = len(ops), 1
+	return append(ops, op), n
+}
+
+// divide has a read or write, whose one operation is the last of ops, be performed in parts, of which none is in ops yet.
+func (w *work) divide(ops []Op, now int64) []Op {
+	w.parted, w.whole, w.done, w.since = true, ops[len(ops)-1], 0, now
+	return ops[:len(ops)-1]
+}
+
+// unfinished reports whether parts are left after the one at hand, which went well.
+func (w *work) unfinished() bool {
+	return w.parted && w.status == virtioblk.StatusOK && w.done < w.whole.Length
 }
 
 // holds reports whether the disk holds sectors [first, first+n), without overflow.

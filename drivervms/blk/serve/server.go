@@ -3,19 +3,11 @@ package serve
 import (
 	"time"
 
+	"github.com/grailos/grail/drivervms/share"
 	"github.com/grailos/grail/hv/abi"
 	"github.com/grailos/grail/hv/state"
 	"github.com/grailos/grail/ring"
 	"github.com/grailos/grail/ring/virtioblk"
-)
-
-// Fairness: what one queue may put into one turn of a round, and how much makes a round. To perform a round costs
-// an exit from the VM, which is to be a small part of the whole; but nobody's requests that come meanwhile are
-// to wait long.
-const (
-	quantum      = 64      // requests
-	quantumBytes = 2 << 20 // bytes, after which no further request is taken
-	roundBytes   = 8 << 20 // bytes, after which there is no further turn
 )
 
 // Server serves any number of clients. It belongs to one goroutine.
@@ -29,6 +21,9 @@ type Server struct {
 	// Refuse makes it fail every request with an I/O error, of any disk; it has none. It is set before the first Attach.
 	Refuse bool
 
+	// CPU returns the processor time that the driver has used in all, to be charged to the clients; nil: nothing is charged.
+	CPU func() time.Duration
+
 	// Step, when not nil, is called between the steps of a round; tests crash there.
 	Step func(Step)
 
@@ -37,10 +32,20 @@ type Server struct {
 	clients  map[uint64]*client
 	queues   []*queue // of all clients that are served
 	counters *state.Cells[Counters]
-	next     int // queue that the next round starts with
 	poller   *ring.Poller
 
-	works   []work
+	clock   func() int64 // ns, monotonic
+	now     int64        // when the last round or the last sleep ended
+	sleeps  uint64       // the poller's
+	sched   *share.Scheduler
+	meter   share.Meter
+	settled int64   // when the processor time was last charged
+	last    *client // served last
+	company int64   // until then, clients are taken to be in each other's way
+
+	works   []*work  // to be used
+	batch   []*work  // of the round at hand
+	served  []*queue // with something in it
 	ops     []Op
 	touched []*queue // with completions to be published
 
@@ -74,56 +79,92 @@ func New(dev Device, disks []Disk, poll ring.PollerConfig) *Server {
 	s := &Server{
 		dev: dev, disks: map[string]Disk{}, clients: map[uint64]*client{}, poller: ring.NewPoller(poll),
 		counters: state.NewCells[Counters](nil),
-		works:    make([]work, abi.MaxDevBatch),
+		sched:    share.New(Costs),
+		works:    make([]*work, abi.MaxDevBatch),
+		batch:    make([]*work, 0, abi.MaxDevBatch),
 		ops:      make([]Op, 0, abi.MaxDevBatch),
 	}
+	start := time.Now()
+	s.clock = func() int64 { return int64(time.Since(start)) }
 	for _, d := range disks {
 		s.disks[d.Name] = d
 	}
 	for i := range s.works {
-		s.works[i].chain.Readable = make([][]byte, 0, 8)
-		s.works[i].chain.Writable = make([][]byte, 0, 8)
+		s.works[i] = newWork()
 	}
 	return s
+}
+
+// newWork returns a work with room for a usual chain.
+func newWork() *work {
+	return &work{chain: ring.Chain{Readable: make([][]byte, 0, 8), Writable: make([][]byte, 0, 8)}}
 }
 
 // Watch makes Wait return ring.WakeWatch when fd is readable.
 func (s *Server) Watch(fd int) { s.poller.Watch(fd) }
 
 // Wait blocks until a client may have work or a watched descriptor is readable, or timeout has passed;
-// negative means for ever.
-func (s *Server) Wait(timeout time.Duration) (ring.Wake, error) { return s.poller.Wait(timeout) }
+// negative means for ever. While a cap holds somebody back it returns now and then, so that the driver is seen to live.
+func (s *Server) Wait(timeout time.Duration) (ring.Wake, error) {
+	if at, ok := s.sched.NextAt(); ok {
+		d := min(max(time.Duration(at-s.clock()), 0), heldWait)
+		if timeout < 0 || d < timeout {
+			timeout = d
+		}
+	}
+	wake, err := s.poller.Wait(timeout)
+	if n := s.poller.Sleeps(); n != s.sleeps {
+		s.sleeps = n
+		s.now = s.clock()
+	}
+	return wake, err
+}
+
+// Now returns the time of the round at hand, from an origin of the Server's own. It costs nothing.
+func (s *Server) Now() time.Duration { return time.Duration(s.now) }
 
 // Stats returns what waiting cost.
 func (s *Server) Stats() ring.PollerStats { return s.poller.Stats() }
 
 // Round takes what the clients offer, at most one batch, performs it and completes it. It returns the number
-// of requests taken. It does not allocate once its buffers have grown, unless a client dies.
+// of requests, or parts of one, in the batch. It does not allocate once its buffers have grown, unless a client dies.
 func (s *Server) Round() int {
 	s.collect()
-	works := s.take()
-	if len(works) > 0 {
+	s.take()
+	if len(s.batch) > 0 {
 		s.step(StepTaken)
 		if len(s.ops) > 0 {
 			s.dev.Do(s.ops)
 		}
 		s.step(StepDone)
-		for i := range works {
-			w := &works[i]
-			if w.status == virtioblk.StatusOK {
-				w.settle(s.ops)
-			}
-			if w.flush && w.status == virtioblk.StatusOK {
-				s.park(w)
-			} else {
-				s.finish(w.q, &w.req, w.status)
-			}
+		for _, w := range s.batch {
+			s.performed(w)
 		}
 	}
 	s.publish() // before a flush, which may take long
 	s.flush()
 	s.publish()
-	return len(works)
+	s.account()
+	return len(s.batch)
+}
+
+// performed looks after a request of the batch whose operations are done.
+func (s *Server) performed(w *work) {
+	if w.status == virtioblk.StatusOK {
+		w.settle(s.ops)
+	}
+	if w.count > 0 {
+		w.q.c.far = s.ops[w.first+w.count-1].Left
+	}
+	if w.unfinished() {
+		return
+	}
+	w.parted = false
+	if w.flush && w.status == virtioblk.StatusOK {
+		s.park(w)
+	} else {
+		s.finish(w.q, &w.req, w.status)
+	}
 }
 
 // finish completes a request; publish shows it to the client.
@@ -139,6 +180,8 @@ func (s *Server) finish(q *queue, r *virtioblk.Request, status byte) {
 	s.Requests++
 	s.Bytes += uint64(r.DataBytes)
 	q.c.count.count(r, status)
+	q.use.Ops++
+	q.use.Bytes += uint64(r.DataBytes)
 }
 
 // publish shows completions to the clients and rings those that asked for it.
@@ -172,63 +215,4 @@ func (s *Server) step(p Step) {
 	if s.Step != nil {
 		s.Step(p)
 	}
-}
-
-// take fetches requests, the queues in turn and each its quantum, as long as there are any and the batch has room, and
-// plans their operations. The round starts with a different queue each time, so that a full batch does not always
-// miss the same one.
-func (s *Server) take() []work {
-	s.ops = s.ops[:0]
-	b := batch{}
-	if s.next++; s.next >= len(s.queues) {
-		s.next = 0
-	}
-	for {
-		before := b.n
-		if full := s.turn(&b); full || b.n == before || b.bytes >= roundBytes {
-			return s.works[:b.n]
-		}
-	}
-}
-
-// batch counts what a round has taken.
-type batch struct {
-	n, segs int
-	bytes   uint64
-}
-
-// turn takes each queue's quantum and reports whether the batch is full.
-func (s *Server) turn(b *batch) (full bool) {
-	queues := s.queues // stays as it is when a client is killed below
-	for i := range queues {
-		q := queues[(s.next+i)%len(queues)]
-		if q.c.dead {
-			continue
-		}
-		bytes := uint64(0)
-		for k := 0; k < quantum && bytes < quantumBytes; k++ {
-			if b.n == len(s.works) || len(s.ops)+MaxRanges > cap(s.ops) || b.segs+abi.MaxDevSegs > MaxSegments {
-				return true
-			}
-			w := &s.works[b.n]
-			ok, err := q.dev.Pop(&w.chain)
-			if err == nil && ok {
-				err = w.req.Parse(&w.chain)
-			}
-			if err != nil {
-				s.kill(q.c, err)
-				break
-			}
-			if !ok {
-				break
-			}
-			w.q = q
-			s.ops = w.plan(&q.c.limits, s.ops)
-			b.segs += len(w.req.Data)
-			bytes += uint64(w.req.DataBytes)
-			b.n++
-		}
-		b.bytes += bytes
-	}
-	return false
 }

@@ -100,6 +100,12 @@ func (d *driver) handle(m abi.Message) error {
 		}
 	case abi.MsgStats:
 		answer = d.stats(m.ID)
+	case abi.MsgShare:
+		cfg, err := program.Share(m.Text)
+		if err == nil {
+			err = d.share(m.ID, cfg)
+		}
+		return d.host.Answer(m, err)
 	case abi.MsgTest:
 		return d.host.Test(m, d.sw.Test)
 	case abi.MsgInject:
@@ -132,7 +138,13 @@ func (d *driver) stats(id uint64) abi.Message {
 	}
 	m := abi.Message{Type: abi.MsgStats, ID: asked, Text: "{}"}
 	if ok {
-		if b, err := json.Marshal(c.Map()); err == nil {
+		counters := c.Map()
+		if asked == 0 {
+			counters["cpuNs"] = uint64(d.sw.Own())
+		} else {
+			program.AddUses(counters, d.sw.Uses(id))
+		}
+		if b, err := json.Marshal(counters); err == nil {
 			m.Text = string(b)
 		}
 	}
@@ -161,11 +173,15 @@ func (d *driver) attach(m abi.Message) error {
 	if err := json.Unmarshal([]byte(m.Text), &cfg); err != nil {
 		return fmt.Errorf("port configuration: %w", err)
 	}
+	gets, err := program.ShareOf(m.Text)
+	if err != nil {
+		return err
+	}
 	mp, queues, err := mapQueues(a)
 	if err != nil {
 		return err
 	}
-	if err := d.join(m.ID, cfg, a.Features, queues); err != nil {
+	if err := d.join(m.ID, cfg, gets, a.Features, queues); err != nil {
 		mp.Unmap()
 		return err
 	}

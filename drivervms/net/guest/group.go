@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/grailos/grail/drivervms/net/vswitch"
+	"github.com/grailos/grail/drivervms/share"
 )
 
 // group is the queues of one port. A native client's attachment brings all of them; with vhost-user each queue is an attachment
@@ -13,6 +14,7 @@ type group struct {
 	id       uint64 // in the switch: the first attachment's
 	cfg      vswitch.PortConfig
 	features uint64
+	gets     share.Config
 	dead     bool // it broke a ring's rules: not served until all of it is detached
 	parts    map[uint16]part
 }
@@ -45,7 +47,7 @@ func (g *group) drop(id uint64) {
 // go on.
 func (g *group) serve(s *vswitch.Switch) error {
 	s.Detach(g.id)
-	c := vswitch.Client{ID: g.id, Config: g.cfg, Features: g.features}
+	c := vswitch.Client{ID: g.id, Config: g.cfg, Features: g.features, Share: g.gets}
 	for i := uint16(0); ; i += 2 {
 		rx, ok1 := g.parts[i]
 		tx, ok2 := g.parts[i+1]
@@ -60,8 +62,21 @@ func (g *group) serve(s *vswitch.Switch) error {
 	return s.Attach(c)
 }
 
-// join adds the queues of attachment id to the group that they belong to.
-func (d *driver) join(id uint64, cfg vswitch.PortConfig, features uint64, queues map[uint16]vswitch.Queue) error {
+// share changes what the port of attachment id gets beside the others.
+func (d *driver) share(id uint64, cfg share.Config) error {
+	g := d.of[id]
+	if g == nil {
+		return vswitch.ErrUnknown
+	}
+	g.gets = cfg
+	if err := d.sw.SetShare(g.id, cfg); !errors.Is(err, vswitch.ErrUnknown) {
+		return err
+	}
+	return nil // it is not complete, or broke a rule: then for later
+}
+
+// join adds the queues of attachment id to the group that they belong to. What was said last of what the port gets holds.
+func (d *driver) join(id uint64, cfg vswitch.PortConfig, gets share.Config, features uint64, queues map[uint16]vswitch.Queue) error {
 	if err := cfg.Check(); err != nil {
 		return err
 	}
@@ -80,6 +95,7 @@ func (d *driver) join(id uint64, cfg vswitch.PortConfig, features uint64, queues
 			return fmt.Errorf("%w: queue %d of %s", vswitch.ErrInUse, i, cfg.MAC)
 		}
 	}
+	g.gets = gets
 	for i, q := range queues {
 		g.parts[i] = part{id: id, q: q}
 	}

@@ -24,6 +24,7 @@ func run(h *program.Host) error {
 		}
 	}
 	d := newDriver(vswitch.Config{Uplink: up, Refuse: h.Fail, Poll: ring.PollerConfig{Poll: guest.WaitAlone}}, h)
+	d.sw.CPU = program.CPU
 	if err := h.Channel.Send(abi.Message{Type: abi.MsgReady}); err != nil {
 		return err
 	}

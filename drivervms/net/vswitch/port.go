@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/grailos/grail/drivervms/share"
 	"github.com/grailos/grail/ring"
 	"github.com/grailos/grail/ring/virtionet"
 )
@@ -15,7 +16,8 @@ type Client struct {
 	Config   PortConfig
 	Features uint64 // negotiated virtio features
 	Memory   *ring.Memory
-	Queues   []Queue // in pairs: receive, transmit, as virtio numbers them
+	Queues   []Queue      // in pairs: receive, transmit, as virtio numbers them
+	Share    share.Config // what it gets beside the others
 }
 
 // Queue is one queue of a Client.
@@ -28,6 +30,7 @@ type Queue struct {
 // Errors of Attach.
 var (
 	ErrAttached = errors.New("attachment is already served")
+	ErrUnknown  = errors.New("there is no such attachment")
 	ErrInUse    = errors.New("address is in use by another port")
 )
 
@@ -50,6 +53,8 @@ type port struct {
 	flood    bucket
 	service  bucket
 	count    *Counters
+	share    *share.Client
+	next     int  // transmit queue whose turn it is
 	stalled  bool // a sender waited in vain for its buffers, and none was used since
 	dead     bool
 }
@@ -105,6 +110,10 @@ func (s *Switch) Attach(c Client) error {
 		return fmt.Errorf("%w: %s, %s", ErrInUse, cfg.MAC, cfg.Addr)
 	}
 	if err := p.open(&c); err != nil {
+		return err
+	}
+	var err error
+	if p.share, err = s.sched.Add(p, c.Share); err != nil {
 		return err
 	}
 	s.ports[p.id] = p
@@ -228,6 +237,11 @@ func (s *Switch) Detach(id uint64) (lastAvail []uint16) {
 		s.drop(p, false)
 	}
 	delete(s.ports, id)
+	s.account() // for the last time
+	for i := range p.rx {
+		s.meter.Forget(&p.rx[i].use.Account)
+		s.meter.Forget(&p.tx[i].use.Account)
+	}
 	return lastAvail
 }
 
@@ -259,6 +273,7 @@ func (s *Switch) drop(p *port, broken bool) {
 		}
 	}
 	s.tx = kept
+	s.sched.Remove(p.share)
 	for i := range p.tx {
 		p.tx[i].release()
 		s.poller.Remove(p.tx[i])

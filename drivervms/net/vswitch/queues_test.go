@@ -45,7 +45,7 @@ func TestFairness(t *testing.T) {
 	}
 	c.send(between(c, d, "little"))
 	s.Round()
-	if n := len(b.recv()); n != quantum {
+	if n := len(b.recv()); n < 1 || n > queueTurn {
 		t.Errorf("a round took %d frames of one queue", n)
 	}
 	if len(d.recv()) != 1 {

@@ -23,6 +23,7 @@ type rxQueue struct {
 	n       int
 	wanted  int // transmit queues that wait for buffers
 	touched bool
+	use     usage
 }
 
 // Pending implements ring.Source.
@@ -105,6 +106,10 @@ func (q *rxQueue) put(h *virtionet.Header, head []byte, body [][]byte, n int) Re
 	p.stalled = false
 	p.count.RxPackets++
 	p.count.RxBytes += uint64(n)
+	if q.use.Ops++; p.sw.inbound {
+		q.use.spend(p.sw, opCost+int64(n))
+	}
+	q.use.Bytes += uint64(n)
 	p.sw.moved(uint64(n))
 	if !q.touched {
 		q.touched = true

@@ -129,7 +129,7 @@ func (s *Switch) segment(f *frame, to sink, takes uint64) Reason {
 			fl &^= cwr
 		}
 		head[l4+tcpFlags] = fl
-		s.piece, rest = cut(s.piece[:0], rest, n)
+		s.piece, rest = ring.Cut(s.piece[:0], rest, uint32(n))
 		var h virtionet.Header
 		var c sum
 		c.pseudo(head[l3:], protoTCP, hlen-l4+n)
@@ -150,18 +150,4 @@ func (s *Switch) segment(f *frame, to sink, takes uint64) Reason {
 		off += n
 	}
 	return Delivered
-}
-
-// cut appends the first n bytes of segs to piece, and returns it and what is left of segs.
-func cut(piece, segs [][]byte, n int) (got, left [][]byte) {
-	for n > 0 && len(segs) > 0 {
-		if len(segs[0]) > n {
-			piece = append(piece, segs[0][:n:n])
-			return piece, ring.Drop(segs, uint32(n))
-		}
-		piece = append(piece, segs[0])
-		n -= len(segs[0])
-		segs = segs[1:]
-	}
-	return piece, segs
 }

@@ -5,13 +5,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/grailos/grail/drivervms/share"
 	"github.com/grailos/grail/ring"
-)
-
-// Fairness: what one queue may put into one round. A round is published at its end, so it is short.
-const (
-	quantum      = 64        // frames
-	quantumBytes = 512 << 10 // bytes, after which no further frame is taken
 )
 
 // Config describes a Switch.
@@ -32,6 +27,9 @@ type Switch struct {
 	// KiB for the collector.
 	Packets, Bytes, Served uint64
 
+	// CPU returns the processor time that the driver has used in all, to be charged to the clients; nil: nothing is charged.
+	CPU func() time.Duration
+
 	// Step, when not nil, is called between the steps of a round; tests crash there.
 	Step func(Step)
 
@@ -42,7 +40,6 @@ type Switch struct {
 	addrs6  map[[16]byte]*port
 	table   table
 	tx      []*txQueue
-	next    int // queue that the next round starts with
 	held    int // frames that wait for buffers
 	up      *outlet
 	pending pendingQueries
@@ -57,6 +54,15 @@ type Switch struct {
 	now    int64 // ns, at the start of the round
 
 	memory memory
+
+	sched    *share.Scheduler
+	meter    share.Meter
+	spenders []*usage      // of the round at hand
+	sleeps   uint64        // the poller's, when the round began
+	settled  int64         // when the processor time was last charged
+	last     *share.Client // served last
+	company  int64         // until then, clients are taken to be in each other's way
+	inbound  bool          // the frame at hand came from the uplink
 
 	// Of the frame at hand.
 	head    [headBytes]byte
@@ -89,7 +95,7 @@ func New(c Config) *Switch {
 		ports: map[uint64]*port{}, tenants: map[uint16]*tenant{}, macs: map[uint64]*port{}, addrs: map[uint32]*port{},
 		addrs6: map[[16]byte]*port{},
 		table:  table{m: map[uint64]*entry{}}, clock: c.Clock, wall: c.Wall, refuse: c.Refuse,
-		memory: newMemory(),
+		memory: newMemory(), sched: share.New(Costs),
 	}
 	if s.clock == nil {
 		start := time.Now()
@@ -101,6 +107,7 @@ func New(c Config) *Switch {
 	s.now = s.clock()
 	if c.Uplink != nil {
 		s.up = newOutlet(s, c.Uplink)
+		s.up.share, _ = s.sched.Add(nil, share.Config{}) // the zero Config is valid
 		wait := c.Poll.Poll
 		if wait == nil {
 			wait = s.up.hostPoll
@@ -124,11 +131,18 @@ func (s *Switch) Watch(fd int) {
 }
 
 // Wait blocks until a client or the uplink may have work, a watched descriptor is readable, a frame has waited long
-// enough for its receiver, or timeout has passed; negative means for ever.
+// enough for its receiver, or timeout has passed; negative means for ever. While a cap holds somebody back it returns now and then, so that the
+// driver is seen to live.
 func (s *Switch) Wait(timeout time.Duration) (ring.Wake, error) {
 	if s.held > 0 {
 		if d := time.Duration(s.earliest() - s.clock()); timeout < 0 || d < timeout {
 			timeout = max(d, 0)
+		}
+	}
+	if at, ok := s.sched.NextAt(); ok {
+		d := min(max(time.Duration(at-s.clock()), 0), heldWait)
+		if timeout < 0 || d < timeout {
+			timeout = d
 		}
 	}
 	return s.poller.Wait(timeout)
@@ -148,67 +162,16 @@ func (s *Switch) earliest() int64 {
 // Stats returns what waiting cost.
 func (s *Switch) Stats() ring.PollerStats { return s.poller.Stats() }
 
-// Round takes what the clients and the uplink offer, each its quantum, and delivers it. It returns the number of
+// Round takes what the clients and the uplink offer, as much as a round may hold, and delivers it. It returns the number of
 // frames taken. It does not allocate once its buffers have grown, unless a client dies, learns, or asks a service.
 func (s *Switch) Round() int {
-	s.now = s.clock()
-	n := 0
-	if s.up != nil {
-		n = s.up.receive()
-	}
-	if s.next++; s.next >= len(s.tx) {
-		s.next = 0
-	}
-	queues := s.tx // stays as it is when a client is killed below
-	for i := range queues {
-		n += s.turn(queues[(s.next+i)%len(queues)])
-	}
+	s.account()
+	n := s.round()
 	if s.up != nil {
 		s.up.flush()
 	}
 	s.step(StepForwarded)
 	s.publish()
-	return n
-}
-
-// turn takes a queue's quantum and returns the number of frames.
-func (s *Switch) turn(q *txQueue) (n int) {
-	if q.p.dead || q.on != nil && !q.retry() {
-		return 0
-	}
-	p, f, bytes := q.p, &q.frame, 0
-	for n < quantum && bytes < quantumBytes && len(q.done) < cap(q.done) {
-		ok, err := q.dev.Pop(&q.chain)
-		if err == nil && ok && len(q.chain.Writable) > 0 {
-			err = ring.ErrPeerChain
-		}
-		if err != nil {
-			s.kill(p, err)
-			break
-		}
-		if !ok {
-			break
-		}
-		n++
-		s.step(StepTaken)
-		r := f.load(&q.chain, p.features, int(p.cfg.MTU))
-		p.count.TxPackets++
-		p.count.TxBytes += uint64(max(f.n, 0))
-		bytes += max(f.n, 0)
-		if r == Delivered && s.refuse {
-			r = DropDown
-		}
-		if r == Delivered {
-			if r = s.forward(q, f); q.on != nil {
-				break // it waits
-			}
-		}
-		s.settle(p, nil, r)
-		if p.dead {
-			break
-		}
-		q.finish()
-	}
 	return n
 }
 

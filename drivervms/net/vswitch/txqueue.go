@@ -22,6 +22,7 @@ type txQueue struct {
 	frame   frame
 	done    []uint16 // heads to be given back, in order
 	touched bool
+	use     usage
 
 	// A frame that waits for the buffers of on, until a time in ns.
 	on    *rxQueue
@@ -40,11 +41,11 @@ func (q *txQueue) Pending() bool {
 	if q.on != nil {
 		return q.on.p.dead // else the receiver's queue says so
 	}
-	return q.dev.Pending()
+	return q.dev.Pending() && !q.p.share.Held()
 }
 
-// Arm implements ring.Source.
-func (q *txQueue) Arm() bool { return q.on != nil || q.dev.Arm() }
+// Arm implements ring.Source. While a cap holds the client back its doorbell is of no use.
+func (q *txQueue) Arm() bool { return q.on != nil || q.p.share.Held() || q.dev.Arm() }
 
 // Disarm implements ring.Source.
 func (q *txQueue) Disarm() { q.dev.Disarm() }

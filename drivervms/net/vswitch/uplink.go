@@ -5,6 +5,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/grailos/grail/drivervms/share"
 	"github.com/grailos/grail/ring"
 	"github.com/grailos/grail/ring/virtionet"
 )
@@ -46,6 +47,7 @@ const (
 // outlet is the switch's side of the uplink: a sink, and a ring.Source.
 type outlet struct {
 	sw     *Switch
+	share  *share.Client
 	up     Uplink
 	offl   uint64
 	count  *Counters // Tx is what came from the uplink, Rx what went there
@@ -200,19 +202,21 @@ func (o *outlet) flush() {
 	o.n = 0
 }
 
-// receive takes frames from the uplink, unless it was found empty a moment ago.
-func (o *outlet) receive() int {
-	now := o.sw.now
+// due reports whether it is time to look for frames from the uplink: not if it was found empty a moment ago.
+func (o *outlet) due() bool {
 	if o.closed || len(o.sw.macs) == 0 {
-		return 0
+		return false
 	}
 	wait := lookSeldom
-	if now-o.lastSome < lately {
+	if o.sw.now-o.lastSome < lately {
 		wait = lookOften
 	}
-	if !o.more && !o.ready && now-o.lastTry < wait {
-		return 0
-	}
+	return o.more || o.ready || o.sw.now-o.lastTry >= wait
+}
+
+// receive takes frames from the uplink.
+func (o *outlet) receive() int {
+	now := o.sw.now
 	o.lastTry, o.ready = now, false
 	n := o.up.Receive(o.bufs[:o.batch], o.lens[:o.batch])
 	o.more = n == o.batch
