@@ -168,14 +168,16 @@ func (b *bench) compare(j *blockJob, ours *target, peers []*target) (Result, err
 }
 
 // makeDisk writes the disk's file, which is in the page cache afterwards.
-func makeDisk(path string) error {
+func makeDisk(path string) error { return makeFile(path, diskBytes) }
+
+func makeFile(path string, bytes int64) error {
 	f, err := os.Create(path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	buf := make([]byte, 1<<20)
-	for off := int64(0); off < diskBytes; off += int64(len(buf)) {
+	for off := int64(0); off < bytes; off += int64(len(buf)) {
 		load.Pattern(buf, uint64(off))
 		if _, err := f.WriteAt(buf, off); err != nil {
 			return fmt.Errorf("make the disk image: %w", err)

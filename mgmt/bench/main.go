@@ -63,6 +63,7 @@ var suites = []suite{
 	{names: []string{"shares_cpu"}, run: sharesCPU},
 	{names: []string{"shares_rt"}, run: sharesRT},
 	{names: netNames, run: network},
+	{names: shareNames, run: shares},
 	{names: []string{"net_recover_ms"}, run: netRecovery},
 }
 

@@ -31,6 +31,7 @@ type Result struct {
 type bar struct {
 	ratio float64 // at least
 	most  float64 // at most, in the Result's unit
+	least float64 // at least, in the Result's unit
 }
 
 func (b bar) String() string {
@@ -39,12 +40,14 @@ func (b bar) String() string {
 		return fmt.Sprintf("ratio ≥ %g", b.ratio)
 	case b.most > 0:
 		return fmt.Sprintf("≤ %g", b.most)
+	case b.least > 0:
+		return fmt.Sprintf("≥ %g", b.least)
 	}
 	return ""
 }
 
 func (b bar) met(r *Result) bool {
-	return (b.ratio == 0 || r.Ratio >= b.ratio) && (b.most == 0 || r.Value <= b.most)
+	return (b.ratio == 0 || r.Ratio >= b.ratio) && (b.most == 0 || r.Value <= b.most) && r.Value >= b.least
 }
 
 // better says which values are the better ones.

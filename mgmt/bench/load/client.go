@@ -22,6 +22,7 @@ type Client struct {
 	kick    ring.Doorbell
 	call    ring.Doorbell // nobody listens; qemu-storage-daemon gives up a queue without one
 	slots   int
+	apart   int // slots whose data are apart; the others lie on top of these
 	slotLen uint32
 	heads   uint64 // offset of the slots' headers, headBytes a slot
 	data    uint64 // offset of the slots' data
@@ -34,8 +35,10 @@ const (
 	baseUser = 0x7f00_0000_0000
 
 	queueSize = 128
-	headBytes = 64 // header, then the status byte; a cache line of its own
-	tableMax  = 4  // descriptors of the longest chain: header, data, status
+	deepQueue = 256       // for more slots than that
+	dataMost  = 128 << 20 // bytes of data; slots beyond it have the data of others
+	headBytes = 64        // header, then the status byte; a cache line of its own
+	tableMax  = 4         // descriptors of the longest chain: header, data, status
 
 	// DataAlign is the alignment of each slot's data, so that huge pages can stand behind large ones.
 	DataAlign = 4096
@@ -44,22 +47,27 @@ const (
 // Dial connects to the back end at path and starts queue 0 with slots requests of up to slotLen bytes each. The
 // back end is told not to ring: the client polls. The caller closes it.
 func Dial(ctx context.Context, path string, slots int, slotLen uint32) (_ *Client, err error) {
-	if slots < 1 || slots > queueSize {
-		return nil, fmt.Errorf("load: %d slots, expected 1 to %d", slots, queueSize)
+	if slots < 1 || slots > deepQueue {
+		return nil, fmt.Errorf("load: %d slots, expected 1 to %d", slots, deepQueue)
 	}
-	l, err := ring.LayoutOf(queueSize)
+	size := queueSize
+	if slots > queueSize {
+		size = deepQueue
+	}
+	l, err := ring.LayoutOf(uint16(size))
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{slots: slots, slotLen: slotLen, kick: ring.DoorbellOf(-1), call: ring.DoorbellOf(-1), done: make([]ring.Completion, queueSize)}
+	c := &Client{slots: slots, slotLen: slotLen, kick: ring.DoorbellOf(-1), call: ring.DoorbellOf(-1), done: make([]ring.Completion, size)}
 	defer func() {
 		if err != nil {
 			c.Close()
 		}
 	}()
-	c.heads = l.Bytes + ring.IndirectBytes(queueSize, tableMax)
+	c.heads = l.Bytes + ring.IndirectBytes(uint16(size), tableMax)
 	c.data = (c.heads + uint64(slots)*headBytes + DataAlign - 1) &^ (DataAlign - 1)
-	if c.shared, err = ring.NewShared("grail-bench-load", c.data+uint64(slots)*uint64(slotLen)); err != nil {
+	c.apart = min(slots, max(1, dataMost/int(slotLen)))
+	if c.shared, err = ring.NewShared("grail-bench-load", c.data+uint64(c.apart)*uint64(slotLen)); err != nil {
 		return nil, err
 	}
 	if c.kick, err = ring.NewDoorbell(); err != nil {
@@ -119,7 +127,7 @@ func (c *Client) Close() {
 
 // slot returns slot i's data.
 func (c *Client) slot(i int) []byte {
-	return c.shared.Mem[c.data+uint64(i)*uint64(c.slotLen):][:c.slotLen]
+	return c.shared.Mem[c.data+uint64(i%c.apart)*uint64(c.slotLen):][:c.slotLen]
 }
 
 // submit offers a request of n bytes at offset off on slot i, which is idle.
@@ -129,7 +137,7 @@ func (c *Client) submit(i int, typ uint32, off uint64, n uint32) error {
 	c.shared.Mem[head+virtioblk.HeaderBytes] = 0xff
 	segs := [3]ring.Segment{
 		{Addr: baseGPA + head, Len: virtioblk.HeaderBytes},
-		{Addr: baseGPA + c.data + uint64(i)*uint64(c.slotLen), Len: n},
+		{Addr: baseGPA + c.data + uint64(i%c.apart)*uint64(c.slotLen), Len: n},
 		{Addr: baseGPA + head + virtioblk.HeaderBytes, Len: virtioblk.StatusBytes},
 	}
 	if typ == virtioblk.TypeOut {

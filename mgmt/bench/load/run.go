@@ -26,6 +26,10 @@ type Job struct {
 	// From is the time, in Unix nanoseconds, before which no stall is looked for; it may be set while the
 	// job runs. nil: from the start.
 	From *atomic.Int64
+	// Rest is how long to sleep between two looks at the ring, instead of polling: for a deep load that is to leave the processor to others.
+	Rest time.Duration
+	// Latencies, when not nil, takes the time of each request; Depth is 1.
+	Latencies *Latencies
 	// Check compares what is read with Pattern. It costs a load a request.
 	Check bool
 }
@@ -97,15 +101,22 @@ func (c *Client) Run(j Job) (Result, error) {
 	last := begin
 	ending := false
 	for outstanding := j.Depth; ; {
+		var asked time.Time
+		if j.Latencies != nil {
+			asked = time.Now()
+		}
 		if c.drv.Publish() {
 			r.Kicks++
 			if err := c.kick.Ring(); err != nil {
 				return r, err
 			}
 		}
-		n, now, err := c.wait(last)
+		n, now, err := c.wait(last, j.Rest)
 		if err != nil {
 			return r, err
+		}
+		if j.Latencies != nil {
+			j.Latencies.add(now.Sub(asked))
 		}
 		if gap := now.Sub(last); gap > r.Stall && (j.From == nil || j.From.Load() <= now.UnixNano()) {
 			r.Stall, r.StallAt = gap, last
@@ -138,13 +149,17 @@ func (c *Client) Run(j Job) (Result, error) {
 }
 
 // wait polls until something is completed, and takes the time then. last is when something was completed before.
-func (c *Client) wait(last time.Time) (n int, now time.Time, err error) {
+func (c *Client) wait(last time.Time, rest time.Duration) (n int, now time.Time, err error) {
 	for spins := 0; ; spins++ {
 		if n, err = c.drv.Used(c.done); n > 0 || err != nil {
 			return n, time.Now(), err
 		}
-		pause(1)
-		if spins%lookEvery == lookEvery-1 {
+		if rest > 0 {
+			time.Sleep(rest)
+		} else {
+			pause(1)
+		}
+		if rest > 0 || spins%lookEvery == lookEvery-1 {
 			if now = time.Now(); now.Sub(last) > patience {
 				return 0, now, fmt.Errorf("%w in %v; the back end has closed the connection: %t", ErrStalled, patience, c.front.Disconnected())
 			}
