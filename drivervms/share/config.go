@@ -11,7 +11,7 @@ const (
 	MaxWeight     = 10000
 	MaxDepth      = 8 // groups above a client
 	MaxRate       = math.MaxInt64 / 1000
-	maxName       = 128
+	maxName       = 512 // a tenant's path
 )
 
 // Limits is what a client or a group of clients gets of a driver.

@@ -12,6 +12,9 @@ type DriverShare struct {
 	// Client is the name of a VM, of a disk or port of the driver, or VM/DISK. Where several apply, VM/DISK goes before VM, and that before the disk.
 	Client string       `json:"client"`
 	Config share.Config `json:"config"`
+	// Attached is there in answers only: a client that is attached now and of which nothing was said for this driver. Config is what the
+	// reservations of its VM and of the tenants above give it.
+	Attached bool `json:"attached,omitempty"`
 }
 
 // SetDriverShare changes what a client gets of a driver, from now on, and answers when the driver does so.
@@ -19,7 +22,7 @@ func (c *Client) SetDriverShare(ctx context.Context, name string, s DriverShare)
 	return c.do(ctx, "POST", "drivers/"+seg(name)+"/shares", s, nil)
 }
 
-// DriverShares lists what was said of the clients of a driver, by name.
+// DriverShares lists what was said of the clients of a driver, by name, then what those get that are attached and of which nothing was said.
 func (c *Client) DriverShares(ctx context.Context, name string) (list []DriverShare, err error) {
 	return list, c.do(ctx, "GET", "drivers/"+seg(name)+"/shares", nil, &list)
 }

@@ -32,12 +32,13 @@ type client struct {
 
 	mu sync.Mutex
 	on *driverInstance // that serves it, or nil
-	// share is what on was told that the client gets, as text; empty: an adopted instance, which may have been told something.
-	share string
-	err   string // why the present instance refused it
-	dead  bool   // the present instance found its ring broken
-	gone  bool   // it is not to be attached any more
-	lied  bool   // the last instance broke the rules of a ring
+	// share is what the client gets, as text; empty: not found out yet. told is what on was told of it; empty: an adopted instance, which may have been
+	// told something.
+	share, told string
+	err         string // why the present instance refused it
+	dead        bool   // the present instance found its ring broken
+	gone        bool   // it is not to be attached any more
+	lied        bool   // the last instance broke the rules of a ring
 
 	blame   time.Time // with every blame of its driver for what the client may have made up, later by blamePause; see believed
 	doubted time.Time // when a driver was last replaced because it said that the client broke the rules

@@ -239,7 +239,7 @@ func (i *driverInstance) attach(c *client, period time.Duration) error {
 	}
 	if len(i.takeStrays(func(id uint64) bool { return id == c.att.ID })) > 0 {
 		c.mu.Lock()
-		c.on, c.err, c.dead, c.share = i, "", false, ""
+		c.on, c.err, c.dead, c.told = i, "", false, ""
 		c.mu.Unlock()
 		return nil
 	}
@@ -260,7 +260,7 @@ func (i *driverInstance) attach(c *client, period time.Duration) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.on, c.err, c.dead, c.share = nil, "", false, gets
+	c.on, c.err, c.dead, c.told = nil, "", false, gets
 	if err != nil {
 		c.err = err.Error()
 		return err

@@ -25,17 +25,30 @@ func (d *Daemon) setDriverShare(r *http.Request) (any, error) {
 	return struct{}{}, d.SetDriverShare(r.PathValue("name"), s.Client, s.Config)
 }
 
-// DriverShares returns what was said of the clients of a driver, by name.
+// DriverShares returns what was said of the clients of a driver, by name, then what those get that are attached and of which nothing was said.
 func (d *Daemon) DriverShares(driver string) ([]api.DriverShare, error) {
 	dr, err := d.driver(driver)
 	if err != nil {
 		return nil, err
 	}
 	dr.mu.Lock()
-	defer dr.mu.Unlock()
+	said, clients := dr.rec.Shares, dr.clientList()
+	dr.mu.Unlock()
 	list := []api.DriverShare{}
-	for _, name := range slices.Sorted(maps.Keys(dr.rec.Shares)) {
-		list = append(list, api.DriverShare{Client: name, Config: dr.rec.Shares[name]})
+	for _, name := range slices.Sorted(maps.Keys(said)) {
+		list = append(list, api.DriverShare{Client: name, Config: said[name]})
+	}
+	if dr.rec.Config.Type == typeConsole {
+		return list, nil
+	}
+	seen := map[string]bool{}
+	for _, c := range clients {
+		names, vm := dr.namesOf(c)
+		if seen[names[0]] || slices.ContainsFunc(names, func(n string) bool { _, ok := said[n]; return ok }) {
+			continue // each queue of a port may be an attachment of its own
+		}
+		seen[names[0]] = true
+		list = append(list, api.DriverShare{Client: names[0], Config: d.domains.treeShare(vm, dr.name(), dr.rec.Config.Type), Attached: true})
 	}
 	return list, nil
 }
@@ -108,7 +121,8 @@ func (dr *driver) applyShare(c *client) error {
 	}
 	text := c.gets()
 	c.mu.Lock()
-	inst, told := c.on, c.share
+	inst, told := c.on, c.told
+	c.share = text
 	c.mu.Unlock()
 	if inst == nil || told == text {
 		return nil
@@ -123,7 +137,7 @@ func (dr *driver) applyShare(c *client) error {
 		return fmt.Errorf("it refused: %s", complaint)
 	}
 	c.mu.Lock()
-	c.share = text
+	c.told = text
 	c.mu.Unlock()
 	return nil
 }
@@ -137,24 +151,31 @@ func shareText(c share.Config) string {
 	return string(b)
 }
 
-// shareOf returns what a client gets.
+// shareOf returns what a client gets: its part in the tree of reservations, or what was said of it for this driver in place of that.
 func (dr *driver) shareOf(c *client) share.Config {
 	dr.mu.Lock()
-	shares := dr.rec.Shares
+	shares, kind := dr.rec.Shares, dr.rec.Config.Type
 	dr.mu.Unlock()
-	if len(shares) == 0 {
-		return share.Config{}
-	}
-	names := []string{c.att.Client + "/" + c.att.Disk, c.att.Client, c.att.Disk}
-	if vm := dr.vmBehind(c); vm != "" {
-		names = append([]string{vm + "/" + c.att.Disk, vm}, names...)
-	}
+	names, vm := dr.namesOf(c)
+	cfg := dr.d.domains.treeShare(vm, dr.name(), kind)
 	for _, n := range names {
 		if s, ok := shares[n]; ok {
+			if len(s.Groups) == 0 {
+				s.Groups = cfg.Groups
+			}
 			return s
 		}
 	}
-	return share.Config{}
+	return cfg
+}
+
+// namesOf returns the names by which something may be said of a client, the most particular first, and its VM's.
+func (dr *driver) namesOf(c *client) (names []string, vm string) {
+	names = []string{c.att.Client + "/" + c.att.Disk, c.att.Client, c.att.Disk}
+	if vm = dr.vmBehind(c); vm == "" {
+		return names, c.att.Client
+	}
+	return append([]string{vm + "/" + c.att.Disk, vm}, names...), vm
 }
 
 // vmBehind returns the VM whose client of the portal c is, as far as that is certain.
@@ -187,12 +208,22 @@ func (dr *driver) vmBehind(c *client) (name string) {
 // defaultShare is what a client gets of whom nothing was said.
 var defaultShare = shareText(share.Config{})
 
-// addShare adds to an attachment of c what c gets, and returns that.
+// addShare adds to an attachment of c what c gets, and returns that. A recovery does not wait for the tree of reservations: what c gets was found out
+// when it was attached first, and again with each change.
 func (c *client) addShare(att *hv.Attachment) (gets string, err error) {
 	if c.gets == nil {
 		return "", nil
 	}
-	if gets = c.gets(); gets != defaultShare {
+	c.mu.Lock()
+	gets = c.share
+	c.mu.Unlock()
+	if gets == "" {
+		gets = c.gets()
+		c.mu.Lock()
+		c.share = gets
+		c.mu.Unlock()
+	}
+	if gets != defaultShare {
 		att.Config, err = withShare(att.Config, gets)
 	}
 	return gets, err

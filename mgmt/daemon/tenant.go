@@ -108,45 +108,52 @@ func merge(s tenant.Share, patch json.RawMessage) (tenant.Share, error) {
 
 // SetTenant changes what a tenant or the host owns, for VMs that run at once, and returns when that is on disk.
 func (d *Daemon) SetTenant(p tenant.Path, req api.SetShare) error {
+	before, after, err := d.setTenant(p, req)
+	if err == nil {
+		d.applyDeviceShares(before, after)
+	}
+	return err
+}
+
+func (d *Daemon) setTenant(p tenant.Path, req api.SetShare) (before, after tenant.Share, err error) {
 	dm := d.domains
 	dm.mu.Lock()
 	defer dm.mu.Unlock()
 	old := dm.recs[p]
 	if old == nil {
-		return asAPI(fmt.Errorf("%v %w", tenant.Of(p), tenant.ErrMissing))
+		return before, after, asAPI(fmt.Errorf("%v %w", tenant.Of(p), tenant.ErrMissing))
 	}
 	rec := *old
-	var err error
 	if rec.Share, err = merge(old.Share, req.Share); err != nil {
-		return err
+		return before, after, err
 	}
 	if rec.Own, err = merge(old.Own, req.Own); err != nil {
-		return err
+		return before, after, err
 	}
 	if err := checkShare(&rec.Share, false); err != nil {
-		return err
+		return before, after, err
 	}
 	if err := checkShare(&rec.Own, false); err != nil {
-		return err
+		return before, after, err
 	}
 	if p != tenant.Root && len(req.Own) > 0 {
-		return api.Errorf(api.Invalid, "only the host has needs of its own; give / in place of %s", p)
+		return before, after, api.Errorf(api.Invalid, "only the host has needs of its own; give / in place of %s", p)
 	}
 	if err := dm.checkMemoryLimit(p, rec.Share.Memory.Limit); err != nil {
-		return err
+		return before, after, err
 	}
 	undo, err := dm.become(p, &rec)
 	if err != nil {
-		return asAPI(err)
+		return before, after, asAPI(err)
 	}
 	if err := d.store.PutTenant(&rec); err != nil {
 		undo()
-		return err
+		return before, after, err
 	}
 	dm.recs[p] = &rec
 	delete(dm.notes, tenant.Of(p))
 	dm.sync()
-	return nil
+	return old.Share, rec.Share, nil
 }
 
 // checkMemoryLimit refuses a bound of memory below what is used. The caller holds dm.mu.
@@ -329,6 +336,7 @@ func (v *vm) set(req api.SetShare) error {
 	}
 	if running && inst != nil {
 		v.relimit(inst, before.CPU, shareOf(&rec.Config).CPU)
+		v.d.applyDeviceShares(before, s)
 	}
 	return nil
 }

@@ -28,7 +28,8 @@ stays as it is. Of a client about which nothing was said, the weight is 100, and
 requests, and of a net driver the frames that the client sends; bytes (--bps-*) those of its reads and writes, and of its frames.
 
 Clients of one --group share what the group gets; give one --group for each level, the outermost first. Changes hold at once, also for clients that are attached.
-Without CLIENT, what was said of each is shown.`,
+Of whom nothing is said here, what its VM and the tenants above it have of the driver holds (--device of grailctl set and grailctl tenant set); each tenant is a
+group. Without CLIENT, what each gets is shown.`,
 		Example: `  grailctl driver share blk0 web --weight 300
   grailctl driver share blk0 batch --bps-cap 50M --iops-cap 2000
   grailctl driver share blk0 db/data --iops-guarantee 5000
@@ -70,7 +71,10 @@ Without CLIENT, what was said of each is shown.`,
 			}
 			s := api.DriverShare{Client: args[1]}
 			if i := slices.IndexFunc(list, func(s api.DriverShare) bool { return s.Client == args[1] }); i >= 0 && !reset {
-				s = list[i]
+				s.Config.Limits = list[i].Config.Limits
+				if !list[i].Attached {
+					s.Config.Groups = list[i].Config.Groups
+				}
 			}
 			l := &s.Config.Limits
 			if fl.Changed("weight") {
@@ -194,7 +198,7 @@ func (c *cli) showShares(list []api.DriverShare) error {
 		}
 		return size.Format(n)
 	}
-	return c.table("CLIENT\tWEIGHT\tIOPS CAP\tGUARANTEE\tBYTES/S CAP\tGUARANTEE\tGROUPS", func(w io.Writer) {
+	return c.table("CLIENT\tWEIGHT\tIOPS CAP\tGUARANTEE\tBYTES/S CAP\tGUARANTEE\tGROUPS\tSAID OF", func(w io.Writer) {
 		for _, s := range list {
 			l := s.Config.Limits
 			var groups []string
@@ -208,8 +212,12 @@ func (c *cli) showShares(list []api.DriverShare) error {
 			if l.Weight == 0 {
 				l.Weight = share.DefaultWeight
 			}
-			fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s\t%s\n", s.Client, l.Weight, number(l.OpsCap), number(l.OpsGuarantee), bytes(l.BytesCap), bytes(l.BytesGuarantee),
-				dash(strings.Join(groups, " > ")))
+			of := "this driver"
+			if s.Attached {
+				of = "its VM and tenants"
+			}
+			fmt.Fprintf(w, "%s\t%d\t%s\t%s\t%s\t%s\t%s\t%s\n", s.Client, l.Weight, number(l.OpsCap), number(l.OpsGuarantee), bytes(l.BytesCap), bytes(l.BytesGuarantee),
+				dash(strings.Join(groups, " > ")), of)
 		}
 	})
 }

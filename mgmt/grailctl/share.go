@@ -22,7 +22,7 @@ type shareFlags struct {
 	devices                                           []string
 }
 
-const deviceHelp = "share in a driver's work: DRIVER:KEY=GUARANTEE[-CAP]... with the keys ops, bytes and packets (a second) and weight, such as blk0:ops=1000-5000,bytes=10M,weight=200 (repeatable)"
+const deviceHelp = "share in a driver's work: DRIVER:KEY=[GUARANTEE][-CAP]... with the keys ops, bytes and packets (a second) and weight, such as blk0:ops=1000-5000,bytes=10M,weight=200 (repeatable)"
 
 // addTenant adds the flags that a tenant has.
 func (f *shareFlags) addTenant(cmd *cobra.Command) {
@@ -170,7 +170,7 @@ func parseRealTime(s string) (*tenant.RealTime, error) {
 // parseDevice reads DRIVER:KEY=GUARANTEE[-CAP],...
 func parseDevice(s string) (name string, d tenant.Device, err error) {
 	bad := func(why string) (string, tenant.Device, error) {
-		return "", d, fmt.Errorf("--device %q %s; give one such as blk0:ops=1000-5000,bytes=10M,weight=200, or blk0: to take it away", s, why)
+		return "", d, fmt.Errorf("--device %q %s; give one such as blk0:ops=1000-5000,bytes=10M,packets=-20K,weight=200, or blk0: to take it away", s, why)
 	}
 	name, rest, ok := strings.Cut(s, ":")
 	if !ok || name == "" {
@@ -194,17 +194,18 @@ func parseDevice(s string) (name string, d tenant.Device, err error) {
 			return bad(fmt.Sprintf("has no key %q", key))
 		}
 		low, high, capped := strings.Cut(value, "-")
-		g, err := size.Parse(low)
-		if err != nil {
-			return bad("has " + err.Error())
-		}
-		r.Guarantee = int64(g)
-		if capped {
-			c, err := size.Parse(high)
+		for _, n := range []struct {
+			text string
+			to   *int64
+		}{{low, &r.Guarantee}, {high, &r.Cap}} {
+			if n.text == "" && capped || n.to == &r.Cap && !capped {
+				continue // none
+			}
+			v, err := size.Parse(n.text)
 			if err != nil {
 				return bad("has " + err.Error())
 			}
-			r.Cap = int64(c)
+			*n.to = int64(v)
 		}
 	}
 	return name, d, nil
