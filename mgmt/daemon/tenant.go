@@ -59,6 +59,11 @@ func checkShare(s *tenant.Share, vm bool) error {
 	if s.CPU.RealTime != nil && !vm {
 		return api.Errorf(api.Invalid, "a real-time budget is a VM's; give the tenant a CPU guarantee, of which its VMs' budgets are part")
 	}
+	for name, dev := range s.Devices {
+		if dev.CPU != 0 && !vm {
+			return api.Errorf(api.Invalid, "driver %s: only a VM's guarantee of processor time can be given to a driver; give it with grailctl set VM", name)
+		}
+	}
 	return nil
 }
 

@@ -22,7 +22,7 @@ type shareFlags struct {
 	devices                                           []string
 }
 
-const deviceHelp = "share in a driver's work: DRIVER:KEY=[GUARANTEE][-CAP]... with the keys ops, bytes and packets (a second) and weight, such as blk0:ops=1000-5000,bytes=10M,weight=200 (repeatable)"
+const deviceHelp = "share in a driver's work: DRIVER:KEY=[GUARANTEE][-CAP]... with the keys ops, bytes and packets (a second) and weight, and for a VM cpu=CORES of its CPU guarantee for the driver's work, such as blk0:ops=1000-5000,bytes=10M,weight=200 (repeatable)"
 
 // addTenant adds the flags that a tenant has.
 func (f *shareFlags) addTenant(cmd *cobra.Command) {
@@ -187,6 +187,12 @@ func parseDevice(s string) (name string, d tenant.Device, err error) {
 				return bad(fmt.Sprintf("has a weight that is not 1 to %d", tenant.MaxWeight))
 			}
 			d.Ops.Weight, d.Bytes.Weight, d.Packets.Weight = w, w, w
+			continue
+		}
+		if key == "cpu" {
+			if d.CPU, err = tenant.ParseCores(value); err != nil {
+				return bad("has " + err.Error())
+			}
 			continue
 		}
 		r := map[string]*tenant.Rate{"ops": &d.Ops, "bytes": &d.Bytes, "packets": &d.Packets}[key]

@@ -354,6 +354,9 @@ func deviceLines(n api.Domain) (lines []string) {
 			}
 			parts = append(parts, text)
 		}
+		if d.CPU > 0 {
+			parts = append(parts, fmt.Sprintf("%v of the CPU guarantee for its work", d.CPU))
+		}
 		lines = append(lines, name+": "+strings.Join(parts, "; "))
 	}
 	return lines

@@ -17,16 +17,17 @@ type Entitled struct {
 
 // Entitlements returns every node below the host, after its parent, with what is due to it: first what it is guaranteed; then the siblings'
 // weights divide what their parent has and nobody who runs is guaranteed, up to each one's cap. A sibling in which nothing runs has its
-// guarantee to itself only when it does run, and no claim to the rest.
+// guarantee to itself only when it does run, and no claim to the rest. What a VM gives a driver of its guarantee is the driver's while both run.
 func (t *Tree) Entitlements() []Entitled {
 	var list []Entitled
 	root := t.nodes[HostKey]
 	live := map[*node]bool{}
 	root.spreadLive(live)
+	funds := t.funds()
 	var down func(n *node, has, limit Milli, set []int)
 	down = func(n *node, has, limit Milli, set []int) {
 		keys := sortedKeys(n.children)
-		due := divide(n, keys, has, live, nil)
+		due := divide(n, keys, has, live, funds, nil)
 		for i, k := range keys {
 			c := n.children[k]
 			e := Entitled{Key: k, Parent: n.key, Milli: due[i], Cap: tighter(limit, c.share.CPU.Cap), Set: narrower(set, c.share.CPU.Set), Live: live[c]}
@@ -61,7 +62,7 @@ func (t *Tree) Divide(key Key, has Milli, demand map[Key]Milli) map[Key]Milli {
 	n.spreadLive(live)
 	keys := sortedKeys(n.children)
 	due := map[Key]Milli{}
-	for i, d := range divide(n, keys, has, live, demand) {
+	for i, d := range divide(n, keys, has, live, t.funds(), demand) {
 		if live[n.children[keys[i]]] {
 			due[keys[i]] = d
 		}
@@ -69,9 +70,37 @@ func (t *Tree) Divide(key Key, has Milli, demand map[Key]Milli) map[Key]Milli {
 	return due
 }
 
+// funds returns what nodes are guaranteed beyond what they own, and where it is negative less, since VMs that run work for drivers that run with part of
+// their guarantees: below the node that is above both, each on the way to the driver has more and each on the way to the VM less.
+func (t *Tree) funds() map[*node]Milli {
+	funds := map[*node]Milli{}
+	for key, n := range t.nodes {
+		if key.Kind != VM || !n.live {
+			continue
+		}
+		for name, dev := range n.share.Devices {
+			driver := t.nodes[Key{Driver, name}]
+			if dev.CPU == 0 || driver == nil || !driver.live {
+				continue
+			}
+			// What is above both is raised and lowered.
+			for up := n; up != nil; up = up.parent {
+				funds[up] -= dev.CPU
+			}
+			for up := driver; up != nil; up = up.parent {
+				funds[up] += dev.CPU
+			}
+		}
+	}
+	return funds
+}
+
 // bounds returns what a child is guaranteed and the most that it gets, 0 for no bound, when it wants no more than demand says.
-func (n *node) bounds(demand map[Key]Milli) (claim, limit Milli) {
-	claim, limit = Milli(n.claim(CPUTime)), n.share.CPU.Cap
+func (n *node) bounds(funds map[*node]Milli, demand map[Key]Milli) (claim, limit Milli) {
+	claim, limit = max(Milli(n.claim(CPUTime))+funds[n], 0), n.share.CPU.Cap
+	if limit > 0 {
+		claim = min(claim, limit) // a driver's cap is also one of what it is given
+	}
 	if d, ok := demand[n.key]; ok {
 		d = max(d, 1) // 0 would be no bound
 		claim, limit = min(claim, d), tighter(limit, d)
@@ -80,13 +109,13 @@ func (n *node) bounds(demand map[Key]Milli) (claim, limit Milli) {
 }
 
 // divide returns what is due to each child of a node that has so much.
-func divide(n *node, keys []Key, has Milli, live map[*node]bool, demand map[Key]Milli) []Milli {
+func divide(n *node, keys []Key, has Milli, live map[*node]bool, funds map[*node]Milli, demand map[Key]Milli) []Milli {
 	due, limits := make([]Milli, len(keys)), make([]Milli, len(keys))
 	open := make([]int, 0, len(keys)) // those that take part in what is left
 	left := has
 	for i, k := range keys {
 		c := n.children[k]
-		due[i], limits[i] = c.bounds(demand)
+		due[i], limits[i] = c.bounds(funds, demand)
 		if live[c] {
 			left -= due[i]
 			open = append(open, i)

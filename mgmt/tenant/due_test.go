@@ -57,6 +57,50 @@ func TestDue(t *testing.T) {
 	}
 }
 
+// What a VM gives a driver of its guarantee is taken from the VM and from its tenants, and is the driver's and its tenants', while both run.
+func TestFundedDriver(t *testing.T) {
+	tree := host(t)
+	funding := func(cores Milli) Share {
+		return Share{CPU: CPU{Guarantee: 400}, Devices: map[string]Device{"d": {CPU: cores}, "elsewhere": {CPU: 1}}}
+	}
+	add(t, tree, "", Tenant, "a", Share{CPU: CPU{Guarantee: 600, Cap: 600}})
+	add(t, tree, "", Tenant, "io", Share{CPU: CPU{Guarantee: 100, Cap: 600}})
+	add(t, tree, "io", Driver, "d", Share{CPU: CPU{Guarantee: 50}})
+	add(t, tree, "io", Driver, "e", Share{CPU: CPU{Guarantee: 50}})
+	add(t, tree, "a", VM, "v", funding(150))
+	add(t, tree, "a", VM, "w", Share{CPU: CPU{Guarantee: 200}})
+	for _, k := range []Key{{VM, "v"}, {VM, "w"}, {Driver, "e"}} {
+		tree.SetLive(k, true)
+	}
+	if got := due(tree); got["v"] != 400 || got["w"] != 200 || got["a"] != 600 {
+		t.Errorf("the driver does not run: %v", got)
+	}
+	tree.SetLive(Key{Driver, "d"}, true)
+	// All that wants more: the tenants have 450 and 250 guaranteed and share the rest up to their caps.
+	demand := map[Key]Milli{}
+	got := tree.Divide(Of("a"), 450, demand)
+	if got[Key{VM, "v"}] != 250 || got[Key{VM, "w"}] != 200 {
+		t.Errorf("in the VM's tenant: %v", got)
+	}
+	if got = tree.Divide(Of("io"), 250, demand); got[Key{Driver, "d"}] != 200 || got[Key{Driver, "e"}] != 50 {
+		t.Errorf("in the driver's tenant: %v", got)
+	}
+	if got = tree.Divide(HostKey, 700, demand); got[Of("a")] != 450 || got[Of("io")] != 250 {
+		t.Errorf("on the host: %v", got)
+	}
+	for _, bad := range []Share{funding(400), funding(-1), {CPU: CPU{Guarantee: 100, RealTime: &RealTime{5000, 100000}}, Devices: map[string]Device{"d": {CPU: 60}}}} {
+		if err := bad.Check(0); err == nil {
+			t.Errorf("%+v was taken", bad)
+		}
+	}
+	if err := tree.Set(Key{VM, "v"}, Share{CPU: CPU{Guarantee: 400}}); err != nil {
+		t.Fatal(err)
+	}
+	if got = tree.Divide(Of("a"), 600, demand); got[Key{VM, "v"}] != 400 {
+		t.Errorf("without funding: %v", got)
+	}
+}
+
 // With less than what was admitted, all lose alike; of what one does not want, the others have more.
 func TestDivideWhatThereIs(t *testing.T) {
 	tree := host(t)

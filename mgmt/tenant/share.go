@@ -70,6 +70,8 @@ type Device struct {
 	Ops     Rate `json:"ops,omitzero"`     // requests a second
 	Bytes   Rate `json:"bytes,omitzero"`   // bytes a second
 	Packets Rate `json:"packets,omitzero"` // frames a second
+	// CPU is what of a VM's own guarantee of processor time the driver gets, beside its own, for as long as both run.
+	CPU Milli `json:"cpu,omitempty"`
 }
 
 // Rate is a share in a rate.
@@ -143,7 +145,15 @@ func (s *Share) Check(processors int) error {
 	if s.VMs < 0 || s.Threads < 0 || s.VMs > maxAmount || s.Threads > maxAmount {
 		return fmt.Errorf("%d VMs and %d threads cannot be; give numbers from 1 on, or 0 for no limit", s.VMs, s.Threads)
 	}
+	var funded Milli
 	for name, d := range s.Devices {
+		if d.CPU < 0 || d.CPU > MaxMilli {
+			return fmt.Errorf("driver %s: %v of the VM's guarantee cannot be; give a number of cores, or 0 for none", name, d.CPU)
+		}
+		if funded += d.CPU; funded > max(c.Guarantee-c.RealTime.Milli(), 0) {
+			return fmt.Errorf("drivers would get %v of a CPU guarantee of %v beside real-time budgets; raise the guarantee, or give them less",
+				funded, max(c.Guarantee-c.RealTime.Milli(), 0))
+		}
 		if name == "" || strings.ContainsAny(name, "/:,= ") {
 			return fmt.Errorf("there is no driver %q", name)
 		}
