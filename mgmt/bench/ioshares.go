@@ -165,11 +165,8 @@ func (s *sharing) point(flood, small bool, depth int) (p sharePoint, err error) 
 	}
 	begin := time.Now()
 	lat, err := s.run(flood, small, depth, shareRun)
-	if err != nil {
+	if err := errors.Join(err, s.alive()); err != nil {
 		return p, err
-	}
-	if d, err := s.b.daemon.Driver(s.b.ctx, s.driver); err != nil || d.Crashes > 0 {
-		return p, errors.Join(err, fmt.Errorf("driver %s was replaced meanwhile, so that nothing was measured", s.driver))
 	}
 	seconds := time.Since(begin).Seconds()
 	after, cpu2, err := s.look()
@@ -192,6 +189,15 @@ func (s *sharing) point(flood, small bool, depth int) (p sharePoint, err error) 
 		p.p50, p.p99 = lat.Quantile(0.5), lat.Quantile(0.99)
 	}
 	return p, nil
+}
+
+// alive reports why the driver's first instance is not the one that serves.
+func (s *sharing) alive() error {
+	list, err := s.b.daemon.Crashes(s.b.ctx, s.driver)
+	for _, c := range list {
+		err = errors.Join(err, fmt.Errorf("driver %s was replaced meanwhile, so that nothing was measured: %s: %s", s.driver, c.Cause, c.Message))
+	}
+	return err
 }
 
 // look returns the clients' counters, and the processor time that the driver's VM has used, as the host has it.
