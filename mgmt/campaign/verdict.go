@@ -278,11 +278,10 @@ func (r *rig) renew(ctx context.Context, driver string) error {
 
 // retire kills a driver and returns when it is known to be dead. One that has died by itself just before is dead as well.
 func (r *rig) retire(ctx context.Context, driver string) error {
-	before, err := r.look(ctx)
+	before, err := r.api.Crashes(ctx, driver)
 	if err != nil {
 		return err
 	}
-	began := time.Now()
 	_, err = r.api.CrashDriver(ctx, driver, "kill")
 	killed := err == nil
 	if err != nil && api.KindOf(err) != api.Busy && !api.Down(err) {
@@ -290,13 +289,10 @@ func (r *rig) retire(ctx context.Context, driver string) error {
 	}
 	for ctx.Err() == nil {
 		_, more := r.events.seen()
-		// The one that was killed may be the successor of the one that was looked at.
+		// The one that was killed may be the successor of one that died by itself.
 		if list, err := r.api.Crashes(ctx, driver); err == nil && slices.ContainsFunc(list, func(c api.Crash) bool {
-			return c.Detected.After(began) && c.Injected == "kill"
+			return !c.OfSpare && (c.Injected == "kill" || !killed) && !slices.ContainsFunc(before, func(b api.Crash) bool { return b.ID == c.ID })
 		}) {
-			return nil
-		}
-		if now, err := r.look(ctx); err == nil && !killed && now[driver].Crashes > before[driver].Crashes {
 			return nil
 		}
 		select {

@@ -82,7 +82,10 @@ func offered(k *api.FaultKind, e hv.Engine) error {
 
 // toCrash returns the present instance when it serves.
 func (dr *driver) toCrash(ctx context.Context) (*driverInstance, error) {
-	err := dr.waitFor(ctx, func() bool { return dr.state == api.Ready || dr.state == api.BackOff || dr.state == api.CrashLoop })
+	// One that has just died is not what is meant, though it is not noted yet.
+	err := dr.waitFor(ctx, func() bool {
+		return dr.state == api.Ready && !dr.inst.gone() || dr.state == api.BackOff || dr.state == api.CrashLoop
+	})
 	if err != nil {
 		return nil, err
 	}
