@@ -30,7 +30,9 @@ const (
 	// OpLimit has the VMM keep itself and its guest to Milli thousandths of a core, 0 for no limit: for hosts that do not let graild do that by a
 	// cgroup. An engine that cannot refuses.
 	OpLimit Op = "limit"
-	OpKill  Op = "kill" // ends the guest at once; the Report says CauseStop
+	// OpReclaim bounds the guest's memory as Reclaim says and answers Reclaimed, when the guest is below the bound or that was enforced.
+	OpReclaim Op = "reclaim"
+	OpKill    Op = "kill" // ends the guest at once; the Report says CauseStop
 	// OpExec runs Command in a guest with an agent, with the three descriptors sent along as its standard files. The first should be a pipe whose
 	// other end goes with the caller: a read of it may be under way when the program ends. It is answered with
 	// Exit when that program has ended. Until then the connection takes OpSignal and OpResize for it, which are not answered. When
@@ -68,6 +70,7 @@ type Request struct {
 	Attachment *Attachment   `json:"attachment,omitempty"`
 	Message    *abi.Message  `json:"message,omitempty"`
 	Order      *inject.Order `json:"order,omitempty"`
+	Reclaim    *Reclaim      `json:"reclaim,omitempty"`
 	Command    *Command      `json:"command,omitempty"`
 	Rows       uint16        `json:"rows,omitempty"`
 	Columns    uint16        `json:"columns,omitempty"`
@@ -82,7 +85,8 @@ type Response struct {
 	Attachments []Attachment `json:"attachments,omitempty"`
 	Message     *abi.Message `json:"message,omitempty"` // the answer to OpAsk
 	Hit         *inject.Hit  `json:"hit,omitempty"`     // what OpInject did
-	Exit        *int         `json:"exit,omitempty"`    // exit code of what OpExec ran, 128+n after signal n
+	Reclaimed   *Reclaimed   `json:"reclaimed,omitempty"`
+	Exit        *int         `json:"exit,omitempty"` // exit code of what OpExec ran, 128+n after signal n
 
 	Found   string          `json:"found,omitempty"`
 	Devices []ForeignDevice `json:"devices,omitempty"`

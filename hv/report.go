@@ -10,7 +10,7 @@ const (
 	CauseExit     Cause = "exit"     // the guest ended itself; see Code
 	CauseSignal   Cause = "signal"   // a signal that the guest did not handle; see Signal and Fault
 	CauseStop     Cause = "stop"     // stopped on request
-	CauseMemory   Cause = "memory"   // the guest used up its memory reservation
+	CauseMemory   Cause = "memory"   // the guest used up its memory, or did not give back what it was asked for; see Message
 	CauseEngine   Cause = "engine"   // the engine failed, or the guest made the vCPU fail; see Message
 	CauseSetup    Cause = "setup"    // the VM never started; see Message
 	CauseKilled   Cause = "killed"   // the VMM was killed; made up by graild, there is no Report
@@ -61,8 +61,10 @@ type Stats struct {
 	Threads     int    `json:"threads"` // now
 	MemoryBytes uint64 `json:"memoryBytes"`
 	MemoryUsed  uint64 `json:"memoryUsed"` // guest memory handed out, bytes
-	DevRequests uint64 `json:"devRequests"`
-	DevBytes    uint64 `json:"devBytes"`
+	// Memory is what is reserved of it and what was asked back.
+	Memory      MemoryState `json:"memory,omitzero"`
+	DevRequests uint64      `json:"devRequests"`
+	DevBytes    uint64      `json:"devBytes"`
 	// Calls counts the system calls served on engine kvm, by name: each one is an exit.
 	Calls map[string]uint64 `json:"calls,omitempty"`
 }

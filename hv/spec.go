@@ -34,14 +34,16 @@ type Spec struct {
 	Env         []string `json:"env"`
 	Dir         string   `json:"dir,omitempty"` // where the guest starts, in its own file system; empty: /
 	MemoryBytes uint64   `json:"memoryBytes"`   // guest memory, a multiple of 2 MiB
-	MaxThreads  int      `json:"maxThreads"`    // guest threads at once; 0: DefaultMaxThreads
-	RealTime    bool     `json:"realTime"`      // a thread of the guest is to meet deadlines; see Status.Leader
-	Files       int      `json:"files"`         // uncompressed tar archive, the guest's read-only root; -1: empty
-	KVM         int      `json:"kvm"`           // /dev/kvm, for EngineKVM
-	Stdin       int      `json:"stdin"`
-	Stdout      int      `json:"stdout"`
-	Stderr      int      `json:"stderr"`
-	Log         [2]int   `json:"log"` // two files used in turn for a bounded console log; -1: none
+	// ReservedBytes of it have host memory from the start on, for as long as the VM runs (engines kvm and qemu).
+	ReservedBytes uint64 `json:"reservedBytes,omitempty"`
+	MaxThreads    int    `json:"maxThreads"` // guest threads at once; 0: DefaultMaxThreads
+	RealTime      bool   `json:"realTime"`   // a thread of the guest is to meet deadlines; see Status.Leader
+	Files         int    `json:"files"`      // uncompressed tar archive, the guest's read-only root; -1: empty
+	KVM           int    `json:"kvm"`        // /dev/kvm, for EngineKVM
+	Stdin         int    `json:"stdin"`
+	Stdout        int    `json:"stdout"`
+	Stderr        int    `json:"stderr"`
+	Log           [2]int `json:"log"` // two files used in turn for a bounded console log; -1: none
 	// Console is the way to a console driver, in place of Log; nil: there is none.
 	Console *ConsoleRing `json:"console,omitempty"`
 	Control int          `json:"control"` // a listening SOCK_SEQPACKET socket

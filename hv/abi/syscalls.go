@@ -21,6 +21,44 @@ const (
 	// among its events is a doorbell that is rung before the wait; its revents is 0, or POLLNVAL if the
 	// guest cannot ring it. It returns how many entries are ready. Errors: those of poll(2).
 	SysWait = 0x4702
+
+	// SysReclaim is about memory that the host wants back (RDI = one of the Reclaim operations). Errors: EINVAL for any other, EFAULT.
+	SysReclaim = 0x4703
+)
+
+// Operations of SysReclaim.
+const (
+	// ReclaimWait waits until there is an order other than the one that the caller knows (RDX = its ID, 0 for none) and writes it to RSI, an Order. One
+	// thread at a time may wait. Errors: EBUSY, EINTR.
+	ReclaimWait = 1
+
+	// ReclaimDone says that the program has given what it can for the order whose ID is RSI. The host need not wait for the deadline then. Errors:
+	// ESRCH, it is not the present one.
+	ReclaimDone = 2
+
+	// ReclaimTaken copies the repossession vector, an array of Range, to RSI, which has room for RDX of them (at most MaxTaken), and returns how many
+	// there are in all: what was taken by force and has nothing else mapped over it, lowest address first.
+	ReclaimTaken = 3
+)
+
+// MaxTaken is how many ranges one ReclaimTaken copies at most.
+const MaxTaken = 4096
+
+// Order says how much memory the program may keep. Its wire form is OrderSize bytes.
+type Order struct {
+	ID       uint64 // counts orders, from 1
+	Bytes    uint64 // that may be used from the deadline on
+	Used     uint64 // when the order was given, in bytes
+	Deadline uint64 // on CLOCK_MONOTONIC, in nanoseconds; 0: there is nothing to give, the bound was raised
+}
+
+// Range is memory [Addr, Addr+Len). Its wire form is RangeSize bytes.
+type Range struct{ Addr, Len uint64 }
+
+// Sizes of the wire forms.
+const (
+	OrderSize = 32
+	RangeSize = 16
 )
 
 // PollRing among the events of SysWait: ring, do not wait.

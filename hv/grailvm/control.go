@@ -69,6 +69,8 @@ func (v *vm) control(req *hv.Request, fds []int) (resp hv.Response, send []int, 
 		err = v.engine.Signal(req.Signal)
 	case hv.OpLimit:
 		err = v.engine.Limit(req.Milli)
+	case hv.OpReclaim:
+		resp.Reclaimed, err = v.engine.Reclaim(req.Reclaim)
 	case hv.OpKill:
 		v.engine.Kill()
 	default:

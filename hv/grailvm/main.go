@@ -75,6 +75,8 @@ type engine interface {
 	Inject(*inject.Order) (inject.Hit, error)
 	Leader() int
 	Limit(milli int) error
+	Reserve() error
+	Reclaim(*hv.Reclaim) (*hv.Reclaimed, error)
 }
 
 // run brings the VM up, runs it and returns how it ended.
@@ -87,11 +89,14 @@ func (v *vm) run() sys.End {
 		return sys.End{Cause: hv.CauseSetup, Message: err.Error()}
 	}
 	v.jailMissing = r.Missing
-	if v.spec.Kind == hv.Personality {
-		v.setReady()
-	}
 	if v.spec.Control >= 0 {
 		go hv.Serve(v.spec.Control, v.serveConn)
+	}
+	if err := v.engine.Reserve(); err != nil {
+		return sys.End{Cause: hv.CauseSetup, Message: err.Error()}
+	}
+	if v.spec.Kind == hv.Personality {
+		v.setReady()
 	}
 	return v.engine.Run()
 }
@@ -118,7 +123,7 @@ func (v *vm) setUp() error {
 	if err != nil {
 		return err
 	}
-	cfg := sys.Config{KVM: s.KVM, MemoryBytes: s.MemoryBytes, MaxThreads: s.MaxThreads, Program: program,
+	cfg := sys.Config{KVM: s.KVM, MemoryBytes: s.MemoryBytes, ReservedBytes: s.ReservedBytes, MaxThreads: s.MaxThreads, Program: program,
 		Argv: s.Argv, Env: s.Env, Table: v.table, Driver: s.Kind == hv.Driver}
 	if v.engine, err = newEngine(s.Engine, cfg); err != nil {
 		return err

@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"runtime"
 	"syscall"
 	"time"
 	"unsafe"
@@ -14,6 +15,8 @@ import (
 var (
 	_ [abi.DevReqSize]byte = [unsafe.Sizeof(abi.DevReq{})]byte{}
 	_ [abi.DevSegSize]byte = [unsafe.Sizeof(abi.DevSeg{})]byte{}
+	_ [abi.OrderSize]byte  = [unsafe.Sizeof(abi.Order{})]byte{}
+	_ [abi.RangeSize]byte  = [unsafe.Sizeof(abi.Range{})]byte{}
 )
 
 // sysCaps fills b with the capability table and returns the size of the whole table.
@@ -98,4 +101,35 @@ func Segment(b []byte) abi.DevSeg {
 func SegmentsOf(segs []abi.DevSeg) uint64 {
 	// Safe: as in Segment.
 	return uint64(uintptr(unsafe.Pointer(unsafe.SliceData(segs))))
+}
+
+// sysReclaim performs an operation of abi.SysReclaim that does not wait, with a list for ReclaimTaken or a number.
+func sysReclaim(op uintptr, list []abi.Range, id uint64) (int, error) {
+	a, n := uintptr(id), uintptr(0)
+	if list != nil {
+		a, n = uintptr(unsafe.Pointer(unsafe.SliceData(list))), uintptr(len(list))
+	}
+	// Safe: the host writes at most len(list) ranges, and list stays alive during the call.
+	r, _, errno := syscall.Syscall(abi.SysReclaim, op, a, n)
+	runtime.KeepAlive(list)
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(r), nil
+}
+
+// awaitOrder waits for another order than the known one.
+func awaitOrder(o *abi.Order, known uint64) error {
+	// Safe: the host writes one Order, whose size is checked above, and o stays alive during the call.
+	_, _, errno := syscall.Syscall(abi.SysReclaim, abi.ReclaimWait, uintptr(unsafe.Pointer(o)), uintptr(known))
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// reclaimDone says that the program has given what it can.
+func reclaimDone(id uint64) error {
+	_, err := sysReclaim(abi.ReclaimDone, nil, id)
+	return err
 }

@@ -22,6 +22,10 @@ type area struct {
 	max        Prot      // what mprotect may raise prot to
 	host       *hostArea // nil: anonymous memory
 	offset     uint64    // of start in host
+
+	own   bool // the program's segments, or its first stack
+	cold  bool // what the guest can do without best (MADV_COLD)
+	taken bool // repossessed: an access is SIGBUS
 }
 
 func (a *area) size() uint64 { return a.end - a.start }
@@ -81,6 +85,7 @@ func (l *areas) insert(a area) {
 	i := l.at(a.start)
 	like := func(x, y area) bool {
 		return x.end == y.start && x.prot == y.prot && x.max == y.max && x.host == y.host &&
+			x.own == y.own && x.cold == y.cold && x.taken == y.taken &&
 			(x.host == nil || x.offset+x.size() == y.offset)
 	}
 	if i > 0 && like((*l)[i-1], a) {

@@ -21,12 +21,13 @@ var (
 	ErrUnmapped = errors.New("mm: address not mapped")     // SEGV_MAPERR
 	ErrDenied   = errors.New("mm: access not permitted")   // SEGV_ACCERR
 	ErrBeyond   = errors.New("mm: beyond the mapped file") // SIGBUS
+	ErrTaken    = errors.New("mm: memory was taken back")  // SIGBUS, BUS_ADRERR
 )
 
 // around is how many pages a fault maps at most, the one that was touched included.
 const around = 32
 
-// Fault makes addr accessible, if the guest may access it so. Errors: ErrUnmapped, ErrDenied, ErrNoMemory.
+// Fault makes addr accessible, if the guest may access it so. Errors: ErrUnmapped, ErrDenied, ErrTaken, ErrNoMemory.
 func (s *Space) Fault(addr uint64, access Access) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -40,6 +41,9 @@ func (s *Space) fault(addr uint64, access Access) error {
 	}
 	if a.prot&Prot(access) == 0 {
 		return ErrDenied
+	}
+	if a.taken {
+		return ErrTaken
 	}
 	if _, perm, size := s.tables.Lookup(addr); size != 0 && perm&a.prot.perm() == a.prot.perm() {
 		return nil // another thread was faster, or the CPU's cached translation is out of date

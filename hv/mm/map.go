@@ -154,21 +154,8 @@ func pageRange(addr, size uint64) (start, end uint64, err error) {
 
 func (s *Space) unmap(start, end uint64) error {
 	for _, a := range s.areas.remove(start, end) {
-		// The entries go first: a page that is dropped while its entry stands can be touched again at once, and
-		// the CPU would keep that translation when the page is given to somebody else.
-		type piece struct{ pa, size uint64 }
-		var gone []piece
-		err := s.tables.Visit(a.start, a.end, func(_, pa, size uint64) amd64.Action {
-			if s.ram.contains(pa) {
-				gone = append(gone, piece{pa, size})
-			}
-			return amd64.Unmap()
-		})
-		for _, p := range gone {
-			s.release(p.pa, p.size)
-		}
-		if err != nil {
-			return unix.ENOMEM
+		if err := s.giveUp(a.start, a.end); err != nil {
+			return err
 		}
 		if a.host == nil {
 			continue
@@ -252,7 +239,7 @@ func (s *Space) Protect(addr, size uint64, prot Prot) error {
 }
 
 // Discard zeroes the anonymous memory in [addr, addr+size) and gives its host memory back (MADV_DONTNEED). The
-// guest keeps its hold on the RAM.
+// guest keeps its hold on the RAM, unless it has a reservation or was asked for memory: then what is discarded is not used any more.
 func (s *Space) Discard(addr, size uint64) error {
 	start, end, err := pageRange(addr, size)
 	if err != nil {
@@ -260,31 +247,65 @@ func (s *Space) Discard(addr, size uint64) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for at := start; at < end; at += page {
+	for at := start; at < end; {
 		a := s.areas.find(at)
 		if a == nil {
 			return unix.ENOMEM
 		}
 		stop := min(end, a.end)
-		for a.host == nil && at < stop {
-			pa, _, size := s.tables.Lookup(at)
-			if size == 0 {
-				at += page
-				continue
+		switch {
+		case a.host != nil:
+		case s.gives():
+			if err := s.giveUp(at, stop); err != nil {
+				return err
 			}
-			n := min(size-at&(size-1), stop-at)
-			// Join what is contiguous: a call of the host for each page would be slow.
-			for at+n < stop {
-				next, _, size := s.tables.Lookup(at + n)
-				if size == 0 || next != pa+n {
-					break
-				}
-				n += min(size, stop-at-n)
-			}
-			s.ram.discard(pa, n)
-			at += n
+		default:
+			s.zero(at, stop)
 		}
-		at = stop - page
+		at = stop
+	}
+	return nil
+}
+
+// zero discards the RAM behind [at, stop), which stays mapped.
+func (s *Space) zero(at, stop uint64) {
+	for at < stop {
+		pa, _, size := s.tables.Lookup(at)
+		if size == 0 {
+			at += page
+			continue
+		}
+		n := min(size-at&(size-1), stop-at)
+		// Join what is contiguous: a call of the host for each page would be slow.
+		for at+n < stop {
+			next, _, size := s.tables.Lookup(at + n)
+			if size == 0 || next != pa+n {
+				break
+			}
+			n += min(size, stop-at-n)
+		}
+		s.ram.discard(pa, n)
+		s.ram.drop(pa, n)
+		at += n
+	}
+}
+
+// giveUp takes the RAM behind [start, end) out of use. What is mapped there stays mapped, and is zero.
+func (s *Space) giveUp(start, end uint64) error {
+	// The entries go first: a page that is dropped while its entry stands can be touched again at once, and
+	// the CPU would keep that translation when the page is given to somebody else.
+	var gone []span
+	err := s.tables.Visit(start, end, func(_, pa, size uint64) amd64.Action {
+		if s.ram.contains(pa) {
+			gone = append(gone, span{pa, size})
+		}
+		return amd64.Unmap()
+	})
+	for _, p := range gone {
+		s.release(p.pa, p.size)
+	}
+	if err != nil {
+		return unix.ENOMEM
 	}
 	return nil
 }
@@ -346,7 +367,7 @@ func (s *Space) Remap(addr, size, wanted uint64, mayMove bool) (uint64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a := s.areas.find(start)
-	if a == nil || a.end < end || a.host != nil {
+	if a == nil || a.end < end || a.host != nil || a.taken {
 		return 0, unix.EFAULT
 	}
 	have := end - start
@@ -356,12 +377,12 @@ func (s *Space) Remap(addr, size, wanted uint64, mayMove bool) (uint64, error) {
 	case wanted < have:
 		return start, s.unmap(start+wanted, end)
 	case a.end == end && start <= MaxAddress-wanted && s.areas.free(end, start+wanted):
-		s.areas.insert(area{start: end, end: start + wanted, prot: a.prot, max: a.max})
+		s.areas.insert(area{start: end, end: start + wanted, prot: a.prot, max: a.max, own: a.own, cold: a.cold})
 		return start, nil
 	case !mayMove:
 		return 0, unix.ENOMEM
 	}
-	grown := area{prot: a.prot, max: a.max}
+	grown := area{prot: a.prot, max: a.max, cold: a.cold}
 	to, _, err := s.choose(0, wanted, Hint)
 	if err != nil {
 		return 0, err

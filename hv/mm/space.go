@@ -43,6 +43,7 @@ type Space struct {
 	areas  areas
 	hosts  map[*hostArea]struct{}
 	brk    struct{ start, end uint64 }
+	bound  uint64 // how much RAM the guest may keep; see Ask
 
 	pinMu sync.Mutex
 	pins  int      // host operations on guest memory in progress
@@ -59,7 +60,7 @@ func New(machine Machine, size uint64) (*Space, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Space{machine: machine, ram: r, hosts: make(map[*hostArea]struct{})}
+	s := &Space{machine: machine, ram: r, hosts: make(map[*hostArea]struct{}), bound: size}
 	if s.frames, err = newFrames(machine, tablesBase, size); err != nil {
 		return nil, err
 	}

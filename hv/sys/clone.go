@@ -85,6 +85,7 @@ func (t *thread) archPrctl(a [6]uint64) (uint64, error) {
 			return 0, unix.EPERM
 		}
 		t.cpu.SetFSBase(a[1])
+		t.tls.Store(a[1])
 		return 0, nil
 	case archGetFS:
 		return 0, t.store64(a[1], t.cpu.FSBase())

@@ -3,10 +3,12 @@ package sys
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/grailos/grail/hv"
+	"github.com/grailos/grail/hv/abi"
 	"github.com/grailos/grail/hv/mm"
 )
 
@@ -50,14 +52,18 @@ func (t *thread) errno(err error) unix.Errno {
 	case errors.Is(err, mm.ErrNoMemory):
 		t.g.finish(t.g.memoryEnd())
 		return unix.ENOMEM
-	case errors.Is(err, mm.ErrFault), errors.Is(err, mm.ErrUnmapped), errors.Is(err, mm.ErrDenied):
+	case errors.Is(err, mm.ErrFault), errors.Is(err, mm.ErrUnmapped), errors.Is(err, mm.ErrDenied), errors.Is(err, mm.ErrTaken):
 		return unix.EFAULT
 	}
 	return unix.EIO
 }
 
 func (g *Guest) memoryEnd() End {
-	return End{Cause: hv.CauseMemory, Message: "the guest used up its memory of " + mebibytes(g.space.Size())}
+	u := g.space.Usage()
+	if u.Bound < u.Size {
+		return End{Cause: hv.CauseMemory, Message: fmt.Sprintf("the guest used up the %s that were left to it of its memory of %s, after it was asked for the rest", mebibytes(u.Bound), mebibytes(u.Size))}
+	}
+	return End{Cause: hv.CauseMemory, Message: "the guest used up its memory of " + mebibytes(u.Size)}
 }
 
 // restartable reports whether Linux makes the call again after a handler with SA_RESTART (signal(7)).
@@ -86,7 +92,7 @@ func (t *thread) serve(nr uint64, a [6]uint64) (uint64, error) {
 		t.g.lastExit(t, int(uint8(a[0])))
 		return 0, errNoReturn
 	case unix.SYS_EXIT_GROUP:
-		g.finish(End{Cause: hv.CauseExit, Code: int(uint8(a[0]))})
+		g.finish(g.exitEnd(int(uint8(a[0]))))
 		return 0, errNoReturn
 	case unix.SYS_SET_TID_ADDRESS:
 		t.clearTID = a[0]
@@ -120,6 +126,11 @@ func (t *thread) serve(nr uint64, a [6]uint64) (uint64, error) {
 		return 0, nil // guest memory is never swapped by the guest, and has nothing to be written back to
 	case unix.SYS_MINCORE:
 		return t.mincore(a)
+	case abi.SysReclaim:
+		if a[0] == abi.ReclaimTaken {
+			g.lost.Store(0)
+		}
+		return g.orders.syscall(t.call.Mem, t, a, g.space.Taken)
 
 	// Signals.
 	case unix.SYS_RT_SIGACTION:

@@ -28,6 +28,11 @@ type ProcessGuest struct {
 	denied     map[uint64]int
 	crash      *hv.Fault
 	stopped    bool
+	end        *End // of a guest that the VMM has ended for a reason
+
+	orders  orders
+	bound   atomic.Uint64 // of what the guest may use, in bytes
+	watched atomic.Bool
 
 	count atomic.Uint64
 }
@@ -50,7 +55,13 @@ func NewProcess(cfg Config) (*ProcessGuest, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &ProcessGuest{cfg: cfg, guest: g, calls: make(map[int]*forwarded), denied: make(map[uint64]int)}, nil
+	p := &ProcessGuest{cfg: cfg, guest: g, calls: make(map[int]*forwarded), denied: make(map[uint64]int)}
+	p.bound.Store(cfg.MemoryBytes)
+	if err := p.orders.open(); err != nil {
+		g.Close()
+		return nil, err
+	}
+	return p, nil
 }
 
 // Share makes memory capabilities that vfs has given the guest mappable: fd is the guest's number, host a
@@ -81,6 +92,8 @@ func (p *ProcessGuest) Run() End {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
+	case p.end != nil:
+		return *p.end
 	case p.stopped:
 		return End{Cause: hv.CauseStop, Message: "stopped on request"}
 	case exit.Signal != 0 || exit.Killed:
@@ -131,6 +144,10 @@ func (p *ProcessGuest) serve(c *process.Call) {
 		return
 	}
 	ret, err, ok := p.identity(f, nr, c.Args)
+	if nr == abi.SysReclaim {
+		ret, err = p.orders.syscall(f, f, c.Args, p.taken)
+		ok = true
+	}
 	if !ok {
 		var errno unix.Errno
 		var known bool
@@ -329,11 +346,11 @@ func (p *ProcessGuest) Kill() {
 // Signal sends a Linux signal to the guest.
 func (p *ProcessGuest) Signal(sig int) error { return p.guest.Signal(unix.Signal(sig)) }
 
-// Stats counts what the guest did so far. Memory is the host kernel's to count.
+// Stats counts what the guest did so far. The memory that it uses is what the host's kernel says.
 func (p *ProcessGuest) Stats() hv.Stats {
 	requests, bytes := p.cfg.Table.DevStats()
-	return hv.Stats{Syscalls: p.count.Load(), Threads: p.guest.Threads(), MemoryBytes: p.cfg.MemoryBytes,
-		DevRequests: requests, DevBytes: bytes}
+	return hv.Stats{Syscalls: p.count.Load(), Threads: p.guest.Threads(), MemoryBytes: p.cfg.MemoryBytes, MemoryUsed: p.used(),
+		DevRequests: requests, DevBytes: bytes, Memory: p.memoryState()}
 }
 
 // Fault returns the fault that ended the guest, or nil.

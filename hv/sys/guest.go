@@ -19,11 +19,13 @@ import (
 type Config struct {
 	KVM         int // an open /dev/kvm
 	MemoryBytes uint64
-	MaxThreads  int
-	Program     *os.File // a static ELF
-	Argv, Env   []string
-	CPUs        int // what the guest is told to have
-	Table       *vfs.Table
+	// ReservedBytes of it have host memory from the start; see Guest.Reserve.
+	ReservedBytes uint64
+	MaxThreads    int
+	Program       *os.File // a static ELF
+	Argv, Env     []string
+	CPUs          int // what the guest is told to have
+	Table         *vfs.Table
 
 	// Driver says that others wait for the guest: what is surely the end of its program ends it at once. See hopeless.
 	Driver bool
@@ -62,6 +64,10 @@ type Guest struct {
 	leader   atomic.Int64 // host thread of the guest's first thread
 	throttle throttle
 
+	orders     orders
+	prefaulted atomic.Uint64
+	lost       atomic.Uint64 // address of taken memory that the guest has used, until it asks what was taken; 0: none
+
 	exits, calls, faults atomic.Uint64
 	byNumber             [512]atomic.Uint64 // calls with a number below its length
 }
@@ -86,6 +92,10 @@ func New(cfg Config) (*Guest, error) {
 		m.Close()
 		return nil, err
 	}
+	if err := g.orders.open(); err != nil {
+		m.Close()
+		return nil, err
+	}
 	// A Go program starts with this many threads; made here, they are not waited for later.
 	go m.Prepare(min(startVCPUs, cfg.MaxThreads))
 	g.clock = newClock(m.Clock())
@@ -98,6 +108,7 @@ func (g *Guest) Run() End {
 	if err != nil {
 		return End{Cause: hv.CauseSetup, Message: err.Error()}
 	}
+	g.space.Seal()
 	t, err := g.newThread()
 	if err != nil {
 		return End{Cause: hv.CauseSetup, Message: err.Error()}
@@ -169,7 +180,7 @@ func (g *Guest) Stats() hv.Stats {
 	return hv.Stats{
 		Exits: g.exits.Load(), Syscalls: g.calls.Load(), Faults: g.faults.Load(), Threads: threads,
 		MemoryBytes: g.space.Size(), MemoryUsed: g.space.Used(), DevRequests: requests, DevBytes: bytes,
-		Calls: g.callCounts(),
+		Calls: g.callCounts(), Memory: g.memoryState(),
 	}
 }
 

@@ -118,8 +118,13 @@ func (t *thread) madvise(a [6]uint64) (uint64, error) {
 			return 0, nil
 		}
 		return 0, t.g.space.Discard(a[0], a[1])
-	case unix.MADV_NORMAL, unix.MADV_RANDOM, unix.MADV_SEQUENTIAL, unix.MADV_WILLNEED, unix.MADV_HUGEPAGE,
-		unix.MADV_NOHUGEPAGE, unix.MADV_DONTDUMP, unix.MADV_DODUMP, unix.MADV_COLD, unix.MADV_PAGEOUT:
+	case unix.MADV_COLD, unix.MADV_PAGEOUT, unix.MADV_NORMAL:
+		if a[1] == 0 {
+			return 0, nil
+		}
+		return 0, t.g.space.Expendable(a[0], a[1], a[2] != unix.MADV_NORMAL)
+	case unix.MADV_RANDOM, unix.MADV_SEQUENTIAL, unix.MADV_WILLNEED, unix.MADV_HUGEPAGE,
+		unix.MADV_NOHUGEPAGE, unix.MADV_DONTDUMP, unix.MADV_DODUMP:
 		return 0, nil
 	}
 	return 0, unix.EINVAL // MADV_COLLAPSE and others: the guest has another way

@@ -16,6 +16,7 @@ import (
 type siginfo struct {
 	signo, code int
 	a, b        uint64
+	taken       bool // the fault is that the memory at a was taken by force
 }
 
 // si_code values (Linux include/uapi/asm-generic/siginfo.h).
@@ -184,6 +185,10 @@ func (t *thread) deliver() bool {
 		if act.handler == sigDefault {
 			s.mu.Unlock()
 			t.recordIfNone(info)
+			if info.taken {
+				t.g.finish(t.g.lostMemory(info.a))
+				return false
+			}
 			t.g.finish(End{Cause: hv.CauseSignal, Signal: info.signo})
 			return false
 		}

@@ -41,6 +41,9 @@ type thread struct {
 
 	fault atomic.Pointer[strike] // to be made before the thread goes on, or nil
 
+	// Where the thread stood at its last exit; see Guest.inUse.
+	stack, tls atomic.Uint64
+
 	current  uint64 // number of the system call being served
 	finished bool   // by exit(2)
 }
@@ -82,6 +85,8 @@ func (g *Guest) startThread(t *thread, fpu []byte) {
 			g.finish(End{Cause: hv.CauseEngine, Message: err.Error()})
 		} else {
 			t.cpu.Restore()
+			t.stack.Store(t.cpu.Regs().RSP)
+			t.tls.Store(t.cpu.FSBase())
 			t.loop()
 		}
 		t.leave()
@@ -119,6 +124,7 @@ func (t *thread) loop() {
 		}
 		e, err := t.cpu.Run()
 		g.exits.Add(1)
+		t.stack.Store(t.cpu.Regs().RSP)
 		if err != nil {
 			g.finish(End{Cause: hv.CauseEngine, Message: err.Error()})
 			return

@@ -32,6 +32,9 @@ func (t *thread) trap(e kvm.Exit, cause error) {
 		case errors.Is(cause, mm.ErrNoMemory):
 			t.outOfMemory(e)
 			return
+		case errors.Is(cause, mm.ErrTaken):
+			info = siginfo{signo: int(unix.SIGBUS), code: busAdrErr, a: e.Addr, taken: true}
+			t.g.lost.Store(e.Addr)
 		case errors.Is(cause, mm.ErrDenied):
 			info.code = 2 // SEGV_ACCERR
 		default:
@@ -94,10 +97,12 @@ func (t *thread) outOfMemory(e kvm.Exit) {
 	t.g.finish(t.g.memoryEnd())
 }
 
+// busAdrErr is the code of a SIGBUS where there is no memory (Linux: BUS_ADRERR).
+const busAdrErr = 2
+
 // busError turns memory that the host cannot provide into what Linux sends for a mapped file that cannot be read. Which
 // address it was, KVM does not say.
 func (t *thread) busError() {
-	const busAdrErr = 2
 	t.record(&hv.Fault{Vector: -1, Signal: int(unix.SIGBUS)})
 	t.force(siginfo{signo: int(unix.SIGBUS), code: busAdrErr})
 }

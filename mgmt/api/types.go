@@ -60,6 +60,7 @@ type VMConfig struct {
 	Engine      hv.Engine `json:"engine,omitempty"` // empty: the best that works here
 	CPU         float64   `json:"cpu,omitempty"`    // cap in cores; 0: none
 	MemoryBytes uint64    `json:"memoryBytes"`
+	MemoryLimit uint64    `json:"memoryLimit,omitempty"` // how much of it may be used; 0: all
 	Disks       []DiskRef `json:"disks,omitempty"`
 	Files       string    `json:"files,omitempty"` // absolute path of the directory given with --files
 	Program     string    `json:"program"`         // absolute path on the host; personality linux: a command in the guest, empty for none

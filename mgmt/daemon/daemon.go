@@ -47,6 +47,7 @@ type Daemon struct {
 	images sync.Mutex // held while drivers of images come and go, and while a VM begins to use one
 
 	domains *domains
+	room    room
 
 	closing    chan struct{}
 	closeOnce  sync.Once

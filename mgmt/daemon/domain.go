@@ -14,6 +14,7 @@ import (
 
 	"github.com/grailos/grail/mgmt/api"
 	"github.com/grailos/grail/mgmt/fence"
+	"github.com/grailos/grail/mgmt/size"
 	"github.com/grailos/grail/mgmt/store"
 	"github.com/grailos/grail/mgmt/tenant"
 )
@@ -32,6 +33,7 @@ type domains struct {
 	applied error                       // of the last sync
 	raised  uint64                      // weight of the top group that keeps the guarantees beside the host's processes; see governor
 	steered map[tenant.Key]tenant.Milli // caps of those that hold back for now; see governor
+	bounds  map[tenant.Key]uint64       // bytes that those may use who were asked for memory; see vm.order
 }
 
 // ownKey is the node of the host's own needs.
@@ -59,7 +61,7 @@ func hostShare() (capacity, own tenant.Share) {
 // openDomains brings up the tree from the store. A reservation that this host cannot keep, because it has less than when it was admitted, stays
 // in the store and counts for nothing until it can be kept again; a note says so.
 func (d *Daemon) openDomains() error {
-	dm := &domains{log: d.log, recs: map[tenant.Path]*store.Tenant{}, groups: map[tenant.Key]string{}, notes: map[tenant.Key][]string{}}
+	dm := &domains{log: d.log, recs: map[tenant.Path]*store.Tenant{}, groups: map[tenant.Key]string{}, notes: map[tenant.Key][]string{}, bounds: map[tenant.Key]uint64{}}
 	recs, err := d.store.Tenants()
 	if err != nil {
 		return err
@@ -142,7 +144,7 @@ const vmmThreads = 128
 func shareOf(c *api.VMConfig) tenant.Share {
 	s := c.Share
 	s.CPU.Cap = tenant.Milli(c.CPU*1000 + 0.5)
-	s.Memory.Limit = int64(c.MemoryBytes)
+	s.Memory.Limit = int64(memoryLimit(c))
 	s.VMs = 1
 	if s.Threads == 0 {
 		s.Threads = vmThreads
@@ -214,6 +216,7 @@ func (dm *domains) dismiss(key tenant.Key) {
 		return
 	}
 	delete(dm.notes, key)
+	delete(dm.bounds, key)
 	dm.sync()
 }
 
@@ -248,15 +251,20 @@ func (dm *domains) groupOf(key tenant.Key) string {
 func (dm *domains) sync() {
 	list := dm.tree.Entitlements()
 	sums := map[tenant.Key]int64{}
-	vms := map[tenant.Key]int64{} // that run, below a tenant
+	vms := map[tenant.Key]int64{}       // that run, below a tenant
+	reserved := map[tenant.Key]uint64{} // memory of those, below a tenant or the host
 	for _, e := range list {
 		if !e.Live {
 			continue
 		}
 		sums[e.Parent] += int64(e.Milli)
 		if e.Key.Kind == tenant.VM {
+			s, _ := dm.tree.Share(e.Key)
+			reserved[e.Key] = uint64(s.Memory.Reserved)
+			reserved[tenant.HostKey] += reserved[e.Key]
 			for p := tenant.Path(e.Parent.Name); p != tenant.Root; p = p.Parent() {
 				vms[tenant.Of(p)]++
+				reserved[tenant.Of(p)] += reserved[e.Key]
 			}
 		}
 	}
@@ -269,7 +277,7 @@ func (dm *domains) sync() {
 	}
 	// Beside the host's processes a VM counts for as much as one of them on each processor, unless more is needed to keep the guarantees.
 	weight := max(fence.BesideHost(leaves*runtime.NumCPU()), dm.raised)
-	apply := []fence.Group{{Path: "", Limits: fence.Limits{Weight: weight, CapMilli: int64(host.CPU.Cap), CPUs: host.CPU.Set}}}
+	apply := []fence.Group{{Path: "", Limits: fence.Limits{Weight: weight, CapMilli: int64(host.CPU.Cap), CPUs: host.CPU.Set, ReservedBytes: reserved[tenant.HostKey]}}}
 	groups := map[tenant.Key]string{}
 	caps := map[tenant.Key]tenant.Milli{tenant.HostKey: host.CPU.Cap} // the tightest from the host down
 	for _, e := range list {
@@ -278,7 +286,7 @@ func (dm *domains) sync() {
 		}
 		groups[e.Key] = dm.groupOf(e.Key)
 		s, _ := dm.tree.Share(e.Key)
-		l := fence.Limits{Weight: fence.Parts, CPUs: tenant.FormatSet(e.Set)}
+		l := fence.Limits{Weight: fence.Parts, CPUs: tenant.FormatSet(e.Set), ReservedBytes: reserved[e.Key]}
 		if sum := sums[e.Parent]; sum > 0 {
 			l.Weight = max(uint64(int64(e.Milli)*fence.Parts/sum), 1)
 		}
@@ -294,6 +302,9 @@ func (dm *domains) sync() {
 		switch {
 		case e.Key.Kind == tenant.VM:
 			l.MemoryBytes = uint64(s.Memory.Limit) + vmmOverhead
+			if b := dm.bounds[e.Key]; b > 0 {
+				l.MemoryBytes = b + vmmOverhead
+			}
 			if s.Threads > vmThreads {
 				l.Threads = s.Threads + vmmThreads
 			} else {
@@ -400,7 +411,11 @@ func checkVMShare(c *api.VMConfig) error {
 	}
 	c.Tenant = string(p)
 	if c.Share.CPU.Cap != 0 || c.Share.Memory.Limit != 0 || c.Share.VMs != 0 {
-		return api.Errorf(api.Invalid, "a VM's caps are its cpu and memoryBytes, and it is one VM")
+		return api.Errorf(api.Invalid, "a VM's caps are its cpu, memoryBytes and memoryLimit, and it is one VM")
+	}
+	if c.MemoryLimit > 0 && c.MemoryLimit < api.MinKeep {
+		return api.Errorf(api.Invalid, "a memory limit of %s is too little; give %s at least, or 0 for none but its memory of %s", size.Format(c.MemoryLimit), size.Format(api.MinKeep),
+			size.Format(c.MemoryBytes))
 	}
 	s := shareOf(c)
 	return checkShare(&s, true)

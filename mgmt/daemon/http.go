@@ -50,6 +50,7 @@ func (d *Daemon) Handler(shutdown func()) http.Handler {
 	route("GET /v1/vms/{name}/wait", d.waitVM)
 	route("POST /v1/vms/{name}/attach", d.attachDevice)
 	route("POST /v1/vms/{name}/detach", d.detachDevice)
+	route("POST /v1/vms/{name}/reclaim", d.reclaimVM)
 	route("PATCH /v1/vms/{name}/share", d.setVM)
 	d.tenantRoutes(route)
 	route("GET /v1/drivers", func(*http.Request) (any, error) { return d.Drivers(), nil })

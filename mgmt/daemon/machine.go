@@ -73,7 +73,7 @@ func (d *Daemon) nativeMachine(cfg api.VMConfig, files map[api.Role]*os.File) (*
 	l.Spec.Argv = append([]string{cfg.Program}, cfg.Args...)
 	l.Spec.Env = native.Env(cfg.Env...)
 	l.Spec.Dir = cfg.Dir
-	l.Spec.MemoryBytes, l.Spec.MaxThreads = cfg.MemoryBytes, int(cfg.Share.Threads)
+	l.Spec.MemoryBytes, l.Spec.ReservedBytes, l.Spec.MaxThreads = cfg.MemoryBytes, uint64(cfg.Share.Memory.Reserved), int(cfg.Share.Threads)
 	l.Spec.RealTime = cfg.Share.CPU.RealTime != nil
 	for _, k := range m.grants {
 		k.addTo(l)
@@ -174,7 +174,8 @@ func (d *Daemon) linuxMachine(cfg api.VMConfig, generation int) (*machine, error
 	f.Initrds = append(f.Initrds, config)
 	m := &machine{launch: hv.NewLaunch(vmm, hv.Personality, cfg.Name)}
 	l := m.launch
-	l.Spec.Engine, l.Spec.Foreign, l.Spec.MemoryBytes = hv.EngineQEMU, f, cfg.MemoryBytes
+	l.Spec.Engine, l.Spec.Foreign = hv.EngineQEMU, f
+	l.Spec.MemoryBytes, l.Spec.ReservedBytes = cfg.MemoryBytes, uint64(cfg.Share.Memory.Reserved)
 	if cfg.Program != "" {
 		l.Spec.Argv = append([]string{cfg.Program}, cfg.Args...)
 	}

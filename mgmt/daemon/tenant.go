@@ -325,6 +325,7 @@ func (v *vm) set(req api.SetShare) error {
 	v.mu.Unlock()
 	now := rec.Config.Share
 	now.CPU.Cap = shareOf(&rec.Config).CPU.Cap
+	now.Memory.Limit = int64(rec.Config.MemoryLimit)
 	s, err := merge(now, req.Share)
 	if err != nil {
 		return err
@@ -332,8 +333,13 @@ func (v *vm) set(req api.SetShare) error {
 	rec.Config.CPU = float64(s.CPU.Cap) / 1000
 	rec.Config.Share = s
 	rec.Config.Share.CPU.Cap = 0 // that is Config.CPU
+	limit := memoryLimit(&rec.Config)
+	rec.Config.MemoryLimit, rec.Config.Share.Memory.Limit = uint64(max(s.Memory.Limit, 0)), 0
 	if err := checkVM(&rec.Config); err != nil {
 		return err
+	}
+	if inst != nil && memoryLimit(&rec.Config) < limit {
+		v.d.domains.hold(v.key(), limit) // until the guest keeps to less
 	}
 	before, running, err := v.apply(rec.Config)
 	if err != nil {
@@ -342,6 +348,10 @@ func (v *vm) set(req api.SetShare) error {
 	if running && inst != nil {
 		v.relimit(inst, before.CPU, shareOf(&rec.Config).CPU)
 		v.d.applyDeviceShares(before, s)
+		if memoryLimit(&rec.Config) != limit {
+			_, err := v.rebound(inst, rec.Config)
+			return err
+		}
 	}
 	return nil
 }

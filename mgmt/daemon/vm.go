@@ -27,6 +27,7 @@ type vm struct {
 	rec     store.VM
 	inst    *instance     // of the present run, or nil
 	clients []*client     // of the present run
+	lent    bool          // it was asked for memory, and is to have it again
 	over    chan struct{} // of the present or last run: closed when its end is recorded
 }
 
@@ -86,6 +87,17 @@ func (v *vm) start(ctx context.Context, files map[api.Role]*os.File) (err error)
 			v.d.domains.dismiss(v.key())
 		}
 	}()
+	var promised *promise
+	if reserved := uint64(cfg.Share.Memory.Reserved); reserved > 0 && l.Spec.Engine != hv.EngineProcess {
+		if promised, err = v.d.promise(ctx, v.key(), tenant.Path(cfg.Tenant), reserved); err != nil {
+			return err
+		}
+		defer func() {
+			if err != nil {
+				v.d.room.keep(promised, 0)
+			}
+		}()
+	}
 	withdraw, err := v.d.publish(cfg)
 	if err != nil {
 		return err
@@ -125,7 +137,15 @@ func (v *vm) start(ctx context.Context, files map[api.Role]*os.File) (err error)
 	v.mu.Unlock()
 	v.d.store.PutVMLater(&rec)
 	v.d.background.Go(func() { v.reap(inst, clients) })
+	if promised != nil {
+		v.d.background.Go(func() { v.prefault(inst, promised, uint64(cfg.Share.Memory.Reserved)) })
+	}
 	v.limit(inst, cfg)
+	if cfg.MemoryLimit > 0 {
+		if _, err := v.rebound(inst, cfg); err != nil {
+			v.addNote("its memory limit is not enforced: " + err.Error())
+		}
+	}
 	v.d.renamed(cfg.Nets)
 
 	for i, c := range clients {
@@ -167,9 +187,10 @@ func (v *vm) reap(inst *instance, clients []*client) {
 		r.Message = m
 	}
 	inst.close()
+	v.overran(r)
 	v.d.domains.dismiss(v.key())
 	v.mu.Lock()
-	v.inst, v.clients = nil, nil
+	v.inst, v.clients, v.lent = nil, nil, false
 	v.rec.State, v.rec.Ended, v.rec.Report, v.rec.Process = api.Exited, r.Ended, r, store.Process{}
 	rec := v.rec
 	over := v.over
@@ -178,6 +199,7 @@ func (v *vm) reap(inst *instance, clients []*client) {
 	v.d.renamed(rec.Config.Nets)
 	v.d.log.Info("VM ended", "vm", v.name(), "cause", r.Cause, "code", r.Code, "signal", r.Signal, "message", r.Message)
 	close(over)
+	v.d.background.Go(v.d.repay)
 	if rec.Config.Remove {
 		v.d.removeLater(v, rec.Generation)
 	}

@@ -39,8 +39,10 @@ type Limits struct {
 	Weight      uint64
 	CapMilli    int64 // thousandths of a core
 	MemoryBytes uint64
-	Threads     int64
-	CPUs        string // processors to run on, as in cpuset(7); empty: the parent's
+	// ReservedBytes of its memory are never reclaimed by the host's kernel; cgroups v2 alone can do that.
+	ReservedBytes uint64
+	Threads       int64
+	CPUs          string // processors to run on, as in cpuset(7); empty: the parent's
 }
 
 // Parts is the sum of Limits.Weight of all siblings.
@@ -62,6 +64,8 @@ type hierarchy interface {
 	// found returns where a process is: the group's path below the caller's name, and false when it is in none.
 	found(pid int, name string) (string, bool)
 	usage(group string) (CPUUsage, error)
+	// reserves reports whether memory can be reserved.
+	reserves() bool
 	// holds reports whether a process is in the group under each of the controllers.
 	holds(cs []Controller, group string, pid int) bool
 }
@@ -133,7 +137,7 @@ func (t *Tree) wants(group string, l Limits) []Controller {
 		// Being in one takes a move: not without need.
 		switch c {
 		case Memory:
-			if l.MemoryBytes == 0 && !t.in[group][c] {
+			if l.MemoryBytes == 0 && (l.ReservedBytes == 0 || !t.h.reserves()) && !t.in[group][c] {
 				continue
 			}
 		case Threads:
@@ -232,7 +236,7 @@ func differs(c Controller, a, b Limits) bool {
 	case CPU:
 		return a.Weight != b.Weight || a.CapMilli != b.CapMilli
 	case Memory:
-		return a.MemoryBytes != b.MemoryBytes
+		return a.MemoryBytes != b.MemoryBytes || a.ReservedBytes != b.ReservedBytes
 	case Threads:
 		return a.Threads != b.Threads
 	case Set:
@@ -280,6 +284,10 @@ func (t *Tree) resources(c Controller, l, old Limits) *specs.LinuxResources {
 			limit = int64(l.MemoryBytes)
 		}
 		res.Memory = &specs.LinuxMemory{Limit: &limit}
+		if t.h.reserves() {
+			reserved := int64(l.ReservedBytes)
+			res.Memory.Reservation = &reserved
+		}
 	case Threads:
 		limit := int64(anyThreads)
 		if l.Threads > 0 {
@@ -442,6 +450,27 @@ func (t *Tree) Procs(group string) (pids []int) {
 		}
 	}
 	return pids
+}
+
+// Limits returns what was last applied to a group, and false if nothing was.
+func (t *Tree) Limits(group string) (Limits, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	l, ok := t.have[group]
+	return l, ok
+}
+
+// MemoryKills returns how many processes of a group the host's kernel has ended because the group used more memory than it may.
+func (t *Tree) MemoryKills(group string) uint64 {
+	if t.can[Memory] != nil {
+		return 0
+	}
+	kills := uint64(0)
+	for _, name := range []string{"memory.events", "memory.oom_control"} {
+		n, _ := stat(filepath.Join(t.h.dir(Memory, group), name), "oom_kill")
+		kills += n
+	}
+	return kills
 }
 
 // MemoryUsed returns how much memory a group and those below it use, in bytes.

@@ -141,6 +141,8 @@ func (h *v1) holds(cs []Controller, group string, pid int) bool {
 	return true
 }
 
+func (h *v1) reserves() bool { return false }
+
 func (h *v1) usage(group string) (u CPUUsage, err error) {
 	b, err := os.ReadFile(filepath.Join(h.dir(Usage, group), "cpuacct.usage"))
 	if err != nil {

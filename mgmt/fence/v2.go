@@ -57,6 +57,8 @@ func (h *v2) dir(_ Controller, group string) string { return filepath.Join(mount
 func (h *v2) convert(c Controller, res *specs.LinuxResources) *cgroup2.Resources {
 	r := cgroup2.ToResources(res)
 	switch {
+	case c == Memory:
+		r.Memory.Low, r.Memory.Min = nil, res.Memory.Reservation
 	case c == Usage:
 		r.CPU = &cgroup2.CPU{} // counted where shares are
 	case c == CPU:
@@ -116,6 +118,8 @@ func (h *v2) holds(_ []Controller, group string, pid int) bool {
 	p, err := cgroup2.PidGroupPath(pid)
 	return err == nil && p == h.path(group)
 }
+
+func (h *v2) reserves() bool { return true }
 
 func (h *v2) usage(group string) (u CPUUsage, err error) {
 	file := filepath.Join(h.dir(CPU, group), "cpu.stat")

@@ -15,6 +15,7 @@ import (
 	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/mgmt/api"
 	"github.com/grailos/grail/mgmt/size"
+	"github.com/grailos/grail/mgmt/tenant"
 	"github.com/grailos/grail/mgmt/trace"
 )
 
@@ -95,6 +96,9 @@ func (c *cli) showVM(v api.VM) {
 	field(w, "image", imageOf(v.Image))
 	field(w, "engine", string(v.EngineUsed))
 	field(w, "memory", size.Format(v.MemoryBytes))
+	if v.MemoryLimit > 0 {
+		field(w, "memory limit", size.Format(v.MemoryLimit))
+	}
 	if v.CPU > 0 {
 		field(w, "cpu cap", capOf(v.CPU))
 	}
@@ -146,11 +150,34 @@ func showStats(w io.Writer, s hv.Stats, denied map[string]int) {
 	field(w, "system calls", fmt.Sprint(s.Syscalls))
 	field(w, "threads", fmt.Sprint(s.Threads))
 	field(w, "memory used", fmt.Sprintf("%d of %d bytes", s.MemoryUsed, s.MemoryBytes))
+	showMemory(w, &s.Memory)
 	if s.DevRequests > 0 {
 		field(w, "device", fmt.Sprintf("%d requests, %d bytes", s.DevRequests, s.DevBytes))
 	}
 	for _, call := range slices.Sorted(maps.Keys(denied)) {
 		field(w, "denied", fmt.Sprintf("%s, %d times", call, denied[call]))
+	}
+}
+
+// showMemory prints what is reserved, and what came of orders to give memory back.
+func showMemory(w io.Writer, m *hv.MemoryState) {
+	amount := func(n uint64) string { return tenant.MemoryBytes.Format(int64(n)) }
+	if m.Reserved > 0 {
+		text := fmt.Sprintf("%s, %s prefaulted", amount(m.Reserved), amount(m.Prefaulted))
+		if m.Note != "" {
+			text = amount(m.Reserved) + ", " + m.Note
+		}
+		field(w, "reserved", text)
+	}
+	if m.Bound > 0 {
+		text := amount(m.Bound)
+		if m.Pending {
+			text += ", being asked for the rest"
+		}
+		field(w, "memory bound", text)
+	}
+	if m.Given+m.Taken > 0 {
+		field(w, "given back", fmt.Sprintf("%s when asked, %s by force", amount(m.Given), amount(m.Taken)))
 	}
 }
 

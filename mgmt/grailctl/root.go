@@ -54,7 +54,7 @@ $XDG_RUNTIME_DIR/grail).`,
 	root.AddGroup(&cobra.Group{ID: "vm", Title: "Personality VMs:"}, &cobra.Group{ID: "driver", Title: "Driver VMs:"},
 		&cobra.Group{ID: "host", Title: "This host:"})
 	root.AddCommand(c.runCommand(), c.createCommand(), c.startCommand(), c.stopCommand(), c.rmCommand(), c.psCommand(),
-		c.setCommand(), c.execCommand(), c.consoleCommand(), c.attachCommand(), c.detachCommand(), c.imageCommand(),
+		c.setCommand(), c.reclaimCommand(), c.execCommand(), c.consoleCommand(), c.attachCommand(), c.detachCommand(), c.imageCommand(),
 		c.logsCommand(), c.inspectCommand(), c.driverCommand(), c.injectCommand(), c.crashCommand(), c.eventsCommand(), c.tenantCommand(), c.topCommand(), c.doctorCommand(), c.versionCommand(), c.daemonCommand())
 	return root
 }

@@ -400,6 +400,12 @@ func (g *Guest) Close() error {
 	return nil
 }
 
+// Resident returns how much memory the guest has of its own and touched, in bytes; false when the host does not say.
+func (g *Guest) Resident() (uint64, bool) {
+	n, ok := g.statusNumber("RssAnon:", 10)
+	return n << 10, ok
+}
+
 // statusNumber reads one number from /proc/PID/status.
 func (g *Guest) statusNumber(key string, base int) (uint64, bool) {
 	var buf [4096]byte
@@ -416,7 +422,7 @@ func (g *Guest) statusNumber(key string, base int) (uint64, bool) {
 func statusField(status []byte, key string, base int) (uint64, bool) {
 	for line := range bytes.Lines(status) {
 		if rest, ok := bytes.CutPrefix(line, []byte(key)); ok {
-			v, err := strconv.ParseUint(string(bytes.TrimSpace(rest)), base, 64)
+			v, err := strconv.ParseUint(string(bytes.TrimSpace(bytes.TrimSuffix(bytes.TrimSpace(rest), []byte("kB")))), base, 64)
 			return v, err == nil
 		}
 	}
