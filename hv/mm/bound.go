@@ -6,9 +6,6 @@ import (
 	"github.com/grailos/grail/arch/amd64"
 )
 
-// askGrace is how much more than it uses a guest gets while it is asked for memory: programs need some to give some.
-const askGrace = 4 << 20
-
 // Usage is how much of its RAM a guest has, in bytes.
 type Usage struct {
 	Size     uint64
@@ -24,15 +21,13 @@ func (s *Space) Usage() Usage {
 	return Usage{Size: uint64(len(s.ram.mem)), Bound: s.bound, Reserved: s.ram.reserved, Used: s.ram.used}
 }
 
-// Ask bounds how much RAM the guest may keep and returns how much it uses; from then on what it discards is given back. Until Enforce it may use what it uses already,
-// and a little more. A bound is at least what is reserved, and at most the guest's RAM.
+// Ask bounds how much RAM the guest may use and returns how much it uses; from then on what it discards is given back. Until Enforce it may use what it might
+// before. A bound is at least what is reserved, and at most the guest's RAM.
 func (s *Space) Ask(bound uint64) Usage {
 	s.mu.Lock()
-	r := s.ram
-	size := uint64(len(r.mem))
-	s.bound = min(max(bound&^(page-1), r.reserved), size)
+	s.bound = min(max(bound&^(page-1), s.ram.reserved), uint64(len(s.ram.mem)))
+	s.ram.most = max(s.ram.most, s.bound)
 	s.sweep()
-	r.most = min(max(r.used, s.bound)+askGrace, size)
 	s.mu.Unlock()
 	return s.Usage()
 }
@@ -86,14 +81,16 @@ func (s *Space) sweep() {
 		return
 	}
 	s.frames.Flush()
+	var gone []span
 	for _, c := range list {
 		s.ram.undrop(c.pa, page)
 		if isZero(s.ram.bytes(c.pa, page)) {
-			s.release(c.pa, page)
+			gone = append(gone, span{c.pa, page})
 		} else if err := s.tables.Map(c.va, c.pa, c.prot.perm()); err != nil {
 			panic(fmt.Sprintf("mm: map again: %v", err)) // an invariant: its table is there
 		}
 	}
+	s.release(gone)
 }
 
 // isZero reports whether a page is.

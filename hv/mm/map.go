@@ -179,23 +179,49 @@ func (s *Space) unmap(start, end uint64) error {
 }
 
 // release gives RAM pages, which nothing maps any more, back once no host code works on them either.
-func (s *Space) release(pa, size uint64) {
-	// Dropped at once, so that the guest cannot reach it any more; again later, so that it is zero.
-	s.ram.discard(pa, size)
+func (s *Space) release(gone []span) {
+	if len(gone) == 0 {
+		return
+	}
+	// Dropped at once, so that the guest cannot reach it any more; again later, so that it is zero. Neighbours go together: a call of the host for each page would be slow.
+	runs := join(gone)
+	discard := func() {
+		for _, r := range runs {
+			s.ram.discard(r.pa, r.size)
+		}
+	}
+	free := func() {
+		for _, p := range gone {
+			s.ram.free(p.pa, p.size)
+		}
+	}
+	discard()
 	s.pinMu.Lock()
 	wait := s.pins > 0
 	if wait {
 		s.limbo = append(s.limbo, func() {
 			s.mu.Lock()
 			defer s.mu.Unlock()
-			s.ram.discard(pa, size)
-			s.ram.free(pa, size)
+			discard()
+			free()
 		})
 	}
 	s.pinMu.Unlock()
 	if !wait {
-		s.ram.free(pa, size)
+		free()
 	}
+}
+
+// join returns the runs that spans make, as far as neighbours stand beside each other.
+func join(list []span) (runs []span) {
+	for _, p := range list {
+		if n := len(runs); n > 0 && runs[n-1].pa+runs[n-1].size == p.pa {
+			runs[n-1].size += p.size
+		} else {
+			runs = append(runs, p)
+		}
+	}
+	return runs
 }
 
 // Protect changes what the guest may do in [addr, addr+size), all of which must be mapped. Errors: unix.EINVAL,
@@ -301,9 +327,7 @@ func (s *Space) giveUp(start, end uint64) error {
 		}
 		return amd64.Unmap()
 	})
-	for _, p := range gone {
-		s.release(p.pa, p.size)
-	}
+	s.release(gone)
 	if err != nil {
 		return unix.ENOMEM
 	}
