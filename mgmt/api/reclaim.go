@@ -25,8 +25,11 @@ type ReclaimedVM struct {
 // DefaultReclaimMs is how long a guest has to give memory back that is not asked for by somebody who says otherwise.
 const DefaultReclaimMs = 5000
 
-// MinKeep is the least memory that a VM can be left with, in bytes.
-const MinKeep = 8 << 20
+// The least memory that a VM can be left with, in bytes.
+const (
+	MinKeep      = 8 << 20
+	MinKeepLinux = 48 << 20
+)
 
 // ReclaimVM takes memory back from a VM, or gives it back to it, and returns when that is done.
 func (c *Client) ReclaimVM(ctx context.Context, name string, r ReclaimVM) (out ReclaimedVM, err error) {

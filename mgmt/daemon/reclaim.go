@@ -51,7 +51,7 @@ func (v *vm) reclaim(ctx context.Context, req api.ReclaimVM) (api.ReclaimedVM, e
 	v.mu.Lock()
 	cfg := v.rec.Config
 	v.mu.Unlock()
-	least := max(leastKept(&cfg), api.MinKeep)
+	least := leastKept(&cfg)
 	if req.Keep > 0 && req.Keep < least {
 		return none, api.Errorf(api.Refused, "VM %s cannot be left with %s: %s", v.name(), size.Format(req.Keep), whyLeast(&cfg))
 	}
@@ -80,15 +80,21 @@ func keeping(target, limit uint64) hv.Reclaim {
 	return hv.Reclaim{Bytes: min(target+hv.Headroom(target), limit), Target: target}
 }
 
-// leastKept is what is never asked for.
-func leastKept(cfg *api.VMConfig) uint64 { return uint64(cfg.Share.Memory.Reserved) }
+// leastKept is what is never asked for: what is reserved, or what no guest lives without.
+func leastKept(cfg *api.VMConfig) uint64 {
+	if cfg.Personality == api.Linux {
+		return max(uint64(cfg.Share.Memory.Reserved), api.MinKeepLinux)
+	}
+	return max(uint64(cfg.Share.Memory.Reserved), api.MinKeep)
+}
 
-// whyLeast says what that is.
+// whyLeast says which of them.
 func whyLeast(cfg *api.VMConfig) string {
-	if r := leastKept(cfg); r >= api.MinKeep {
+	r := leastKept(cfg)
+	if r == uint64(cfg.Share.Memory.Reserved) {
 		return fmt.Sprintf("%s are reserved for it, which is never taken; lower that with grailctl set %s --memory-reserved SIZE", size.Format(r), cfg.Name)
 	}
-	return fmt.Sprintf("a VM is left with %s at least", size.Format(api.MinKeep))
+	return fmt.Sprintf("it is left with %s at least", size.Format(r))
 }
 
 // memoryLimit is how much a VM may use, unless it is asked for some of it.

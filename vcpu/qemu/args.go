@@ -149,6 +149,7 @@ func (p *plan) argv() []string {
 	}
 
 	opt("-device", "pvpanic-pci", "-device", "virtio-rng-pci,rng=rng0", "-object", "rng-builtin,id=rng0")
+	opt("-device", "virtio-balloon-pci,id=balloon0,disable-legacy=on,free-page-reporting="+onOff(!p.KeepFree))
 	if p.Console.Kind != NoConsole {
 		opt("-chardev", p.chardev("console", p.Console.Stream))
 	}

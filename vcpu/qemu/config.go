@@ -77,6 +77,8 @@ type Config struct {
 	// RAM holds the guest's memory: a memfd of at least Memory bytes, see NewRAM. Vhost-user back ends map it. nil:
 	// one is made.
 	RAM *os.File
+	// KeepFree has the guest not report pages that it does not use, which are otherwise given back to the host.
+	KeepFree bool
 
 	Disks    []Disk
 	NICs     []NIC

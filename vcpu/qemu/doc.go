@@ -22,7 +22,7 @@
 // its consent; a guest that is told otherwise may write 0 to /sys/bus/pci/slots/N/power, which has the same effect
 // within 1.1 seconds. (N is 1 for the first disk or card.) On q35, where hot-plug goes through ACPI, it takes 0.1 s.
 //
-// Guests need the modules virtio_pci, virtio_blk, virtio_net, virtio_console, and pvpanic-pci to tell of a panic. A
+// Guests need the modules virtio_pci, virtio_blk, virtio_net, virtio_console, virtio_balloon to give memory back, and pvpanic-pci to tell of a panic. A
 // guest without the last that reboots on a panic ends with cause Reset.
 //
 // # Back ends

@@ -46,7 +46,7 @@ func (v *vm) control(req *hv.Request) (resp hv.Response, err error) {
 	switch req.Op {
 	case hv.OpStatus:
 		st := &hv.Status{Name: v.spec.Name, State: hv.StateStarting, Engine: v.spec.Engine, Console: v.console.Lines(),
-			Stats: hv.Stats{MemoryBytes: v.spec.MemoryBytes}}
+			Stats: v.stats()}
 		select {
 		case <-v.ready:
 			st.State = hv.StateReady
@@ -62,6 +62,8 @@ func (v *vm) control(req *hv.Request) (resp hv.Response, err error) {
 	case hv.OpAttachments: // its disks are its portals' clients
 	case hv.OpSignal:
 		err = v.signal(syscall.Signal(req.Signal))
+	case hv.OpReclaim:
+		resp.Reclaimed, err = v.reclaim(req.Reclaim)
 	case hv.OpKill:
 		v.end()
 	default:

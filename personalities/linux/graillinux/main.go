@@ -28,6 +28,7 @@ func main() {
 	end := v.run()
 	end.Name, end.Started, end.Ended = spec.Name, started, time.Now()
 	end.Console = v.console.Lines()
+	end.Stats = v.stats()
 	_ = os.RemoveAll(spec.Foreign.Dir) // what is left there costs a little space
 	writeReport(spec.Report, &end)
 }

@@ -77,6 +77,9 @@ func (v *vm) plugged() []hv.ForeignDevice {
 
 // lost forgets the devices that the guest has let go of by itself. The caller holds v.plugging.
 func (v *vm) lost(m *qemu.VM) {
+	if m == nil { // not started yet
+		return
+	}
 	there := map[string]bool{}
 	for _, d := range m.Disks() {
 		there[d.ID] = true

@@ -41,6 +41,8 @@ type vm struct {
 	ready   chan struct{} // closed when agent is there
 	stopped bool          // somebody asked for the end
 
+	memory memory
+
 	plugging sync.Mutex // held while a device comes or goes
 	devices  []device   // guarded by plugging
 	numbers  int        // devices that there have been; guarded by plugging
@@ -72,6 +74,13 @@ func (v *vm) run() hv.Report {
 	if err != nil {
 		return setup(err)
 	}
+	if v.memory.ram, err = qemu.NewRAM(v.spec.Name, int64(v.spec.MemoryBytes)); err != nil {
+		return setup(err)
+	}
+	go hv.Serve(v.spec.Control, v.serveConn)
+	if err := v.reserve(v.ctx); err != nil {
+		return setup(err)
+	}
 	m, err := qemu.Start(v.ctx, v.config(agentEnd, consoleEnd))
 	agentEnd.Close()
 	consoleEnd.Close()
@@ -81,7 +90,6 @@ func (v *vm) run() hv.Report {
 	v.mu.Lock()
 	v.machine = m
 	v.mu.Unlock()
-	go hv.Serve(v.spec.Control, v.serveConn)
 	go v.serial.run(out)
 
 	gone := m.Done()
@@ -141,6 +149,8 @@ func (v *vm) config(agentEnd, consoleEnd *os.File) qemu.Config {
 	c := qemu.Config{
 		Name: v.spec.Name, Dir: f.Dir, Arch: qemu.Arch(f.Arch), Program: f.QEMU, Kernel: f.Kernel, Initrds: f.Initrds, CPUs: f.CPUs,
 		Memory:   int64(v.spec.MemoryBytes),
+		RAM:      v.memory.ram,
+		KeepFree: v.spec.ReservedBytes > 0,
 		Cmdline:  kernelLine(f.Arch),
 		Channels: []qemu.Channel{{Name: agent.PortName, Stream: qemu.Stream{Conn: agentEnd}}},
 		Console:  qemu.Console{Kind: qemu.SerialConsole, Stream: qemu.Stream{Conn: consoleEnd}},
@@ -246,6 +256,9 @@ func (v *vm) verdict(code int, err error, end qemu.End) hv.Report {
 	v.mu.Lock()
 	stopped, booted := v.stopped, v.agent != nil
 	v.mu.Unlock()
+	if why := v.memory.overdrawn(); why != "" {
+		return hv.Report{Cause: hv.CauseMemory, Message: why}
+	}
 	switch {
 	case stopped && !booted, v.ctx.Err() != nil && stopped:
 		return hv.Report{Cause: hv.CauseStop, Message: "stopped on request"}

@@ -19,7 +19,7 @@ var modules = []struct {
 	required bool
 }{
 	{"virtio_pci", false}, {"virtio_mmio", false}, {"virtio_console", true}, {"virtio_blk", true}, {"virtio_net", true},
-	{"virtio_rng", false}, {"pvpanic", false}, {"pvpanic_pci", false}, {"ext4", true}, {"erofs", false}, {"squashfs", false}, {"overlay", false}, {"af_packet", false}, {"ipv6", false},
+	{"virtio_rng", false}, {"virtio_balloon", false}, {"pvpanic", false}, {"pvpanic_pci", false}, {"ext4", true}, {"erofs", false}, {"squashfs", false}, {"overlay", false}, {"af_packet", false}, {"ipv6", false},
 }
 
 // Add adds to t what a guest with the kernel starts with: its modules, and the agent (built from agent/init) at the host path
