@@ -108,10 +108,10 @@ func rlimit(resource uint64, threads int) []byte {
 func (t *thread) sysinfo(addr uint64) error {
 	var b [112]byte
 	le := binary.LittleEndian
-	size, used := t.g.space.Size(), t.g.space.Used()
+	u := t.g.space.Usage()
 	le.PutUint64(b[0:], uint64(now(unix.CLOCK_MONOTONIC)/time.Second))
-	le.PutUint64(b[32:], size)
-	le.PutUint64(b[40:], size-used)
+	le.PutUint64(b[32:], u.Size)
+	le.PutUint64(b[40:], u.Bound-min(u.Used, u.Bound))
 	le.PutUint16(b[80:], 1)
 	le.PutUint32(b[104:], 1)
 	return t.g.space.CopyOut(addr, b[:])

@@ -62,6 +62,7 @@ var suites = []suite{
 	{names: []string{"recover_vs_qsd"}, run: recoverVsQSD, slow: true},
 	{names: []string{"shares_cpu"}, run: sharesCPU},
 	{names: []string{"shares_rt"}, run: sharesRT},
+	{names: []string{"shares_mem"}, run: sharesMem},
 	{names: netNames, run: network},
 	{names: shareNames, run: shares},
 	{names: []string{"net_recover_ms"}, run: netRecovery},

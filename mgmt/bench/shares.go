@@ -35,6 +35,7 @@ type loadResult struct {
 	Slept   int64
 	Periods []int
 	Late    []int
+	Windows []int
 }
 
 // contests are the tenants of shares_cpu: parts of what can be guaranteed, in thousandths, and what they do with it.

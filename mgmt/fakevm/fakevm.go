@@ -25,7 +25,7 @@ import (
 // Main runs a grailvm without an engine; it does not return. A program is one line of text, or, when it is an ELF file,
 // its arguments are. Personalities understand: "exit N", "cat", "say WORDS", "wait", "ignore", "io N" (N requests,
 // one after the other), "shy N" (the same without ringing the driver), "lie" (breaks the rules of its ring) and
-// "memory". Drivers serve rings by copying the available index to the used index, and note that in their state region; "broken" ones end at once,
+// "memory", "use N" (MiB, of which it gives back what it is asked for) and "hoard N" (which gives nothing and ends of it). Drivers serve rings by copying the available index to the used index, and note that in their state region; "broken" ones end at once,
 // and "superstitious" ones when they find that a predecessor noted anything.
 func Main() { (&fakeVM{}).main() }
 
@@ -42,6 +42,8 @@ type fakeVM struct {
 	beat          uint64
 	requests      uint64
 	signals       chan int
+	memory        hv.MemoryState // and what is used of it
+	hoards        bool
 	state         *state.Log // from the first client on
 }
 
@@ -112,6 +114,11 @@ func (v *fakeVM) run(f []string) {
 		v.end(hv.Report{Cause: hv.CauseSignal, Signal: <-v.signals})
 	case "ignore":
 		select {}
+	case "use", "hoard":
+		v.mu.Lock()
+		v.memory.Used, v.hoards = uint64(arg())<<20, f[0] == "hoard"
+		v.mu.Unlock()
+		v.end(hv.Report{Cause: hv.CauseSignal, Signal: <-v.signals})
 	case "memory":
 		v.end(hv.Report{Cause: hv.CauseMemory})
 	case "io", "shy":
@@ -284,7 +291,9 @@ func (v *fakeVM) answer(req hv.Request, fds []int) (resp hv.Response, send []int
 	switch req.Op {
 	case hv.OpStatus:
 		resp.Status = &hv.Status{Name: v.spec.Name, State: hv.StateReady, Engine: v.spec.Engine, Beat: v.beat, Dead: v.dead,
-			Attached: slices.Sorted(maps.Keys(v.attached))}
+			Attached: slices.Sorted(maps.Keys(v.attached)), Stats: hv.Stats{MemoryBytes: v.spec.MemoryBytes, MemoryUsed: v.memory.Used, Memory: v.memory}}
+	case hv.OpReclaim:
+		resp.Reclaimed = v.reclaim(req.Reclaim)
 	case hv.OpAttach:
 		if v.hang {
 			v.mu.Unlock()
@@ -323,4 +332,21 @@ func (v *fakeVM) answer(req hv.Request, fds []int) (resp hv.Response, send []int
 		v.end(hv.Report{Cause: hv.CauseStop})
 	}
 	return resp, send
+}
+
+// reclaim gives back what is asked for, at once. The caller holds v.mu.
+func (v *fakeVM) reclaim(r *hv.Reclaim) *hv.Reclaimed {
+	bound, target := r.Resolve(v.spec.MemoryBytes, v.spec.ReservedBytes)
+	out := &hv.Reclaimed{Bound: bound, Target: target, Before: v.memory.Used, After: v.memory.Used, Told: true}
+	if v.hoards && v.memory.Used > bound {
+		v.end(hv.Report{Cause: hv.CauseMemory, Message: "it did not give"})
+	}
+	out.After = min(v.memory.Used, target)
+	out.Given = v.memory.Used - out.After
+	v.memory.Used = out.After
+	v.memory.Given += out.Given
+	if v.memory.Bound = bound; bound == v.spec.MemoryBytes {
+		v.memory.Bound = 0
+	}
+	return out
 }

@@ -23,6 +23,7 @@ type Result struct {
 	Slept   int64  `json:"slept,omitempty"`   // ns for which all its threads slept of their own will
 	Periods []int  `json:"periods,omitempty"` // kind period: µs of work that were done in each period
 	Late    []int  `json:"late,omitempty"`    // kind period: µs from the start of each period until it ran
+	Windows []int  `json:"windows,omitempty"` // kind walk: rounds in each 100 ms
 }
 
 // kinds are the ways, and how many threads each has unless it is told.
@@ -37,6 +38,8 @@ var kinds = map[string]struct {
 	"dodge":   {2, dodge},
 	"period":  {1, periods},
 	"fork":    {0, fork},
+	"fill":    {1, fill},
+	"walk":    {1, walk},
 }
 
 // config is what one run is told.
@@ -49,6 +52,19 @@ type config struct {
 	period  time.Duration
 	work    time.Duration // in each period
 	stopped atomic.Bool
+	stop    chan struct{} // closed with stopped
+}
+
+// end returns a channel that is closed when it is time to end.
+func (c *config) end() <-chan struct{} {
+	time.AfterFunc(time.Until(c.until), c.stopOnce)
+	return c.stop
+}
+
+func (c *config) stopOnce() {
+	if c.stopped.CompareAndSwap(false, true) {
+		close(c.stop)
+	}
 }
 
 func main() {
@@ -69,7 +85,7 @@ func main() {
 		fmt.Fprintf(os.Stderr, "load: there is no kind %q; use %s\n", *kind, strings.Join(names, ", "))
 		os.Exit(2)
 	}
-	c := &config{kind: *kind, threads: *threads, begin: time.Now(), tick: *tick, period: *period, work: *work}
+	c := &config{kind: *kind, threads: *threads, begin: time.Now(), tick: *tick, period: *period, work: *work, stop: make(chan struct{})}
 	c.until = c.begin.Add(*d)
 	if c.threads <= 0 {
 		c.threads = k.threads
@@ -78,7 +94,7 @@ func main() {
 	signal.Notify(stop, syscall.SIGTERM)
 	go func() {
 		<-stop
-		c.stopped.Store(true)
+		c.stopOnce()
 	}()
 	r := k.run(c)
 	r.Kind, r.Ns = c.kind, time.Since(c.begin).Nanoseconds()
