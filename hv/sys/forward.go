@@ -34,6 +34,8 @@ type ProcessGuest struct {
 	bound   atomic.Uint64 // of what the guest may use, in bytes
 	watched atomic.Bool
 
+	resident atomic.Uint64 // what the guest used when it was last looked at
+
 	count atomic.Uint64
 }
 

@@ -42,8 +42,11 @@ func (p *ProcessGuest) ask(r *hv.Reclaim) (bound, target, used uint64) {
 
 // used implements memoryOf.
 func (p *ProcessGuest) used() uint64 {
-	n, _ := p.guest.Resident()
-	return n
+	n, ok := p.guest.Resident()
+	if ok {
+		p.resident.Store(n)
+	}
+	return p.resident.Load() // the last that was known, of a guest that has ended
 }
 
 // enforce implements memoryOf.

@@ -36,6 +36,7 @@ var programs = sync.OnceValues(func() (string, error) {
 		"drivers/console":         "drivervms/console/guest",
 		"drivers/net":             "drivervms/net/guest", "verify": "personalities/native/examples/verify", "guest": "mgmt/e2e/testdata/guest",
 		"netcheck": "personalities/native/examples/netcheck", "load": "personalities/native/examples/load",
+		"cache": "personalities/native/examples/cache",
 	} {
 		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, out), "github.com/grailos/grail/"+pkg)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")

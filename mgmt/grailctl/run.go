@@ -375,7 +375,14 @@ func (c *cli) ended(v api.VM, program io.ReaderAt) error {
 	case hv.CauseStop:
 		return exitCode(api.ExitSignal + int(unix.SIGKILL))
 	case hv.CauseMemory:
-		say("used up its memory reservation; give it more with --memory")
+		switch {
+		case r.Message == "":
+			say("used up its memory reservation; give it more with --memory")
+		case r.Stats.Memory.Bound > 0: // it was asked for some of it
+			say("ended: %s", r.Message)
+		default:
+			say("ended: %s; give it more with --memory", r.Message)
+		}
 		return exitCode(api.ExitSignal + int(unix.SIGKILL))
 	case hv.CauseKilled:
 		say("was killed: %s", r.Message)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sort"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -26,7 +27,7 @@ func TestMain(m *testing.M) {
 
 // guestModules are loaded by the guest's init, in an order that their symbols allow.
 var guestModules = []string{"virtio", "virtio_ring", "virtio_pci_legacy_dev", "virtio_pci_modern_dev", "virtio_pci",
-	"virtio_blk", "virtio_console", "failover", "net_failover", "virtio_net", "pvpanic", "pvpanic-pci", "button"}
+	"virtio_blk", "virtio_console", "failover", "net_failover", "virtio_net", "pvpanic", "pvpanic-pci", "button", "virtio_balloon"}
 
 // guestMain is the guest's init: it loads modules and does what the agent's channel says, line by line.
 func guestMain() {
@@ -100,6 +101,17 @@ func guestCommand(out io.Writer, line string) {
 		b := make([]byte, 16)
 		n, _ := io.ReadFull(f, b)
 		fmt.Fprintf(out, "%q\n", b[:n])
+	case "use": // so many MiB of memory, for a moment
+		n, _ := strconv.Atoi(rest)
+		b, err := unix.Mmap(-1, 0, n<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANON)
+		if err != nil {
+			fmt.Fprintln(out, err)
+			return
+		}
+		for i := 0; i < len(b); i += 4096 {
+			b[i] = 1
+		}
+		fmt.Fprintln(out, "done", unix.Munmap(b))
 	case "slot-off": // releases what is in a PCIe slot
 		if err := os.WriteFile("/sys/bus/pci/slots/"+rest+"/power", []byte("0"), 0); err != nil {
 			fmt.Fprintln(out, err)
