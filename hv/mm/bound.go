@@ -43,6 +43,9 @@ func (s *Space) Enforce() bool {
 // gives reports whether the guest's discarded memory goes back at once, at the price of a fault when it is used again.
 func (s *Space) gives() bool { return s.ram.reserved > 0 || s.bound < uint64(len(s.ram.mem)) }
 
+// sweepBytes is how much is looked at in one go: a bound on the memory that this takes.
+const sweepBytes = 256 << 20
+
 // sweep gives back what the guest has discarded earlier and not used since. The caller holds s.mu.
 func (s *Space) sweep() {
 	s.pinMu.Lock()
@@ -51,25 +54,28 @@ func (s *Space) sweep() {
 	if s.ram.dropped == nil || busy { // host code may be writing to it just now
 		return
 	}
-	type candidate struct {
-		va, pa uint64
-		prot   Prot
-	}
-	var list []candidate
 	for i := range s.areas {
 		a := &s.areas[i]
-		if a.host != nil {
-			continue
+		for at := a.start; a.host == nil && at < a.end; {
+			to := min(a.end, (at/sweepBytes+1)*sweepBytes)
+			s.sweepRange(at, to, a.prot)
+			at = to
 		}
-		_ = s.tables.Visit(a.start, a.end, func(va, pa, size uint64) amd64.Action { // fails only where it has to split a page
-			for off := uint64(0); off < size && s.ram.contains(pa); off += page {
-				if s.ram.wasDropped(pa + off) {
-					list = append(list, candidate{va + off, pa + off, a.prot})
-				}
-			}
-			return amd64.Keep()
-		})
 	}
+}
+
+// sweepRange does so for a part of an area.
+func (s *Space) sweepRange(start, end uint64, prot Prot) {
+	type candidate struct{ va, pa uint64 }
+	var list []candidate
+	_ = s.tables.Visit(start, end, func(va, pa, size uint64) amd64.Action { // fails only where it has to split a page
+		for off := uint64(0); off < size && s.ram.contains(pa); off += page {
+			if s.ram.wasDropped(pa + off) {
+				list = append(list, candidate{va + off, pa + off})
+			}
+		}
+		return amd64.Keep()
+	})
 	// Out of the guest's reach first, so that what is zero stays so.
 	for i, c := range list {
 		if s.tables.Visit(c.va, c.va+page, func(_, _, _ uint64) amd64.Action { return amd64.Unmap() }) != nil {
@@ -86,7 +92,7 @@ func (s *Space) sweep() {
 		s.ram.undrop(c.pa, page)
 		if isZero(s.ram.bytes(c.pa, page)) {
 			gone = append(gone, span{c.pa, page})
-		} else if err := s.tables.Map(c.va, c.pa, c.prot.perm()); err != nil {
+		} else if err := s.tables.Map(c.va, c.pa, prot.perm()); err != nil {
 			panic(fmt.Sprintf("mm: map again: %v", err)) // an invariant: its table is there
 		}
 	}

@@ -103,6 +103,7 @@ func Open(dirs place.Dirs, log *slog.Logger, version string) (_ *Daemon, err err
 		return nil, err
 	}
 	d.background.Go(d.govern)
+	d.background.Go(d.repay)
 	return d, nil
 }
 

@@ -59,6 +59,7 @@ func (v *vm) reclaim(ctx context.Context, req api.ReclaimVM) (api.ReclaimedVM, e
 	within := time.Duration(req.WithinMs) * time.Millisecond
 	switch {
 	case req.All:
+		v.lend(false)
 		return v.order(ctx, inst, hv.Reclaim{Bytes: limit}, within, "on request")
 	case req.Take > 0:
 		st, err := inst.status(callTimeout)

@@ -167,7 +167,7 @@ func (d *Daemon) borrow(ctx context.Context, list []lender, why string) []string
 			case out.Ended:
 				answers[i] = fmt.Sprintf("%s ended", l.v.name())
 			default:
-				l.v.lend()
+				l.v.lend(true)
 				answers[i] = fmt.Sprintf("%s gave %s", l.v.name(), tenant.MemoryBytes.Format(int64(out.Before-min(out.Before, out.After))))
 			}
 		})
@@ -176,11 +176,13 @@ func (d *Daemon) borrow(ctx context.Context, list []lender, why string) []string
 	return answers
 }
 
-// lend notes that the VM was asked for memory that it is to have again when there is room for it.
-func (v *vm) lend() {
+// lend notes whether the VM was asked for memory that it is to have again when there is room for it.
+func (v *vm) lend(lent bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.lent = true
+	v.rec.Lent = lent
+	rec := v.rec
+	v.d.store.PutVMLater(&rec)
 }
 
 // repay raises the bounds of VMs that lent memory, as far as the host has room for all that they may then use, those first that were started first.
@@ -193,10 +195,7 @@ func (d *Daemon) repay() {
 	list = slices.DeleteFunc(list, func(v *vm) bool {
 		v.mu.Lock()
 		defer v.mu.Unlock()
-		if v.inst == nil {
-			v.lent = false
-		}
-		return !v.lent
+		return v.inst == nil || !v.rec.Lent
 	})
 	slices.SortFunc(list, func(a, b *vm) int { return a.view().Started.Compare(b.view().Started) })
 	for _, v := range list {
@@ -215,9 +214,7 @@ func (d *Daemon) repay() {
 			return
 		}
 		if _, err := v.order(context.Background(), inst, hv.Reclaim{Bytes: limit}, 0, "there is room again"); err == nil {
-			v.mu.Lock()
-			v.lent = false
-			v.mu.Unlock()
+			v.lend(false)
 		}
 	}
 }

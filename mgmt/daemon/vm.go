@@ -27,7 +27,6 @@ type vm struct {
 	rec     store.VM
 	inst    *instance     // of the present run, or nil
 	clients []*client     // of the present run
-	lent    bool          // it was asked for memory, and is to have it again
 	over    chan struct{} // of the present or last run: closed when its end is recorded
 }
 
@@ -190,7 +189,7 @@ func (v *vm) reap(inst *instance, clients []*client) {
 	v.overran(r)
 	v.d.domains.dismiss(v.key())
 	v.mu.Lock()
-	v.inst, v.clients, v.lent = nil, nil, false
+	v.inst, v.clients, v.rec.Lent = nil, nil, false
 	v.rec.State, v.rec.Ended, v.rec.Report, v.rec.Process = api.Exited, r.Ended, r, store.Process{}
 	rec := v.rec
 	over := v.over

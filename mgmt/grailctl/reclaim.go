@@ -30,7 +30,12 @@ cannot bear it. Other VMs that did not give end then, with cause memory.`,
   grailctl reclaim web 1G --by 30s
   grailctl reclaim web --to 128M
   grailctl reclaim web --all`,
-		Args: cobra.ArbitraryArgs, ValidArgsFunction: completeVMs,
+		Args: cobra.ArbitraryArgs, ValidArgsFunction: func(cmd *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
+			if len(args) > 0 {
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			return completeVMs(cmd, args, prefix)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req := api.ReclaimVM{All: all, WithinMs: by.Milliseconds()}
 			ways := 0

@@ -90,6 +90,7 @@ func (f *shareFlags) patch() (json.RawMessage, error) {
 			return nil, err
 		}
 	}
+	// A tenant has no such flag.
 	if err := bytes("memory-limit", f.memory, "limit"); err != nil {
 		return nil, err
 	}

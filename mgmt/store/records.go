@@ -35,6 +35,7 @@ type VM struct {
 	Ended      time.Time    `json:"ended,omitzero"`
 	Report     *hv.Report   `json:"report,omitempty"`
 	Notes      []string     `json:"notes,omitempty"`
+	Lent       bool         `json:"lent,omitempty"` // it was asked for memory, and is to have it again
 }
 
 // Driver is the record of a driver VM.
