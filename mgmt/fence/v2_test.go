@@ -30,6 +30,9 @@ func TestV2Values(t *testing.T) {
 	if r := tree.h.(*v2).convert(Threads, tree.resources(Threads, Limits{}, Limits{Threads: 5})); r.Pids.Max != anyThreads {
 		t.Errorf("no bound of threads is %d", r.Pids.Max)
 	}
+	if m := tree.h.(*v2).convert(Memory, tree.resources(Memory, Limits{MemoryBytes: 3 << 20, ReservedBytes: 2 << 20}, Limits{})).Memory; *m.Max != 3<<20 || *m.Min != 2<<20 || m.Low != nil {
+		t.Errorf("memory %+v", m)
+	}
 	if r := tree.h.(*v2).convert(Set, tree.resources(Set, Limits{CPUs: "0-1"}, Limits{})); r.CPU.Cpus != "0-1" {
 		t.Errorf("set %q", r.CPU.Cpus)
 	}

@@ -27,7 +27,7 @@ type vmFlags struct {
 	cpu                                                              float64
 	disks, nets, env, publish                                        []string
 	boot                                                             time.Duration
-	tenant, limit                                                    string
+	tenant                                                           string
 	share                                                            shareFlags
 }
 
@@ -39,7 +39,7 @@ func (f *vmFlags) add(cmd *cobra.Command) {
 	fl.StringVar(&f.arch, "arch", "", "architecture of a Linux VM: amd64 or arm64 (default: this host's)")
 	fl.Float64Var(&f.cpu, "cpu", 0, "cap on processor use in cores, for instance 0.5 (default: none)")
 	fl.StringVar(&f.memory, "memory", "256M", "guest memory: a multiple of 2M, at least 16M; 128M for a Linux VM")
-	fl.StringVar(&f.limit, "memory-limit", "", "how much of its memory it may use; it can be changed while the VM runs (default: all)")
+	fl.StringVar(&f.share.memory, "memory-limit", "", "how much of its memory it may use; it can be changed while the VM runs (default: all)")
 	fl.StringArrayVar(&f.disks, "disk", nil, "give the VM a disk of a driver VM: DRIVER/DISK, or DRIVER/DISK:ro to only read it (repeatable)")
 	fl.StringArrayVar(&f.nets, "net", nil, "plug the VM into a port of a net driver: DRIVER/PORT (repeatable)")
 	fl.StringArrayVar(&f.publish, "publish", nil, "make a port of the VM reachable at one of the host's while it runs: [IP:]HOSTPORT:PORT[/udp]; the IP is 127.0.0.1 unless given; the first --net needs a driver with an uplink (repeatable)")
@@ -74,6 +74,7 @@ func (f *vmFlags) config(args []string) (api.VMConfig, *os.File, error) {
 	if cfg.Share, err = f.share.share(); err != nil {
 		return cfg, nil, err
 	}
+	cfg.MemoryLimit, cfg.Share.Memory.Limit = uint64(cfg.Share.Memory.Limit), 0
 	if len(args) > 0 {
 		cfg.Program, cfg.Args = args[0], args[1:]
 	}
@@ -129,11 +130,6 @@ func (f *vmFlags) config(args []string) (api.VMConfig, *os.File, error) {
 	}
 	if err := api.CheckMemory(cfg.MemoryBytes, least); err != nil {
 		return cfg, nil, fmt.Errorf("--memory %s: %w", f.memory, err)
-	}
-	if f.limit != "" {
-		if cfg.MemoryLimit, err = size.Parse(f.limit); err != nil {
-			return cfg, nil, fmt.Errorf("--memory-limit: %w", err)
-		}
 	}
 	for _, s := range f.disks {
 		ref, err := parseDiskRef("--disk", s)
