@@ -32,8 +32,8 @@ const (
 	// thread at a time may wait. Errors: EBUSY, EINTR.
 	ReclaimWait = 1
 
-	// ReclaimDone says that the program has given what it can for the order whose ID is RSI. The host need not wait for the deadline then. Errors:
-	// ESRCH, it is not the present one.
+	// ReclaimDone returns how many bytes the program still uses beyond what it is to keep by the order whose ID is RSI. With RDX = 1 it says that it
+	// has given what it can: the host need not wait for the deadline then. Errors: ESRCH, it is not the present order; EINVAL.
 	ReclaimDone = 2
 
 	// ReclaimTaken copies the repossession vector, an array of Range, to RSI, which has room for RDX of them (at most MaxTaken), and returns how many

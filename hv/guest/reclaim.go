@@ -22,10 +22,10 @@ type Reclaim struct {
 func (r *Reclaim) Excess() uint64 { return r.Used - min(r.Used, r.Bytes) }
 
 // OnReclaim has f called, on a goroutine of its own, with each order from now on, and with the last one if there was one already. Orders come one at a time; one that is overtaken by
-// the next while f runs is left out. When f returns, the host takes it that the program has given what it can: what is still used beyond the bound may be taken at once. It is called
-// once in a program. Errors: unix.ENOSYS outside a Grail VM.
+// the next while f runs is left out. If f gave less than it was asked for, it is called again with what is missing, until it gives nothing more: then the rest may be taken at once. OnReclaim is
+// called once in a program. Errors: unix.ENOSYS outside a Grail VM.
 func OnReclaim(f func(Reclaim)) error {
-	if _, err := sysReclaim(abi.ReclaimTaken, nil, 0); err != nil {
+	if _, err := sysReclaim(abi.ReclaimTaken, nil, 0, 0); err != nil {
 		return err
 	}
 	go func() {
@@ -40,11 +40,26 @@ func OnReclaim(f func(Reclaim)) error {
 				return // somebody else waits for orders
 			}
 			known = o.ID
-			f(reclaimOf(&o))
-			_ = reclaimDone(known) // there may be a later one
+			give(f, reclaimOf(&o))
 		}
 	}()
 	return nil
+}
+
+// give calls f until it has given what the order says, gives nothing more, or there is a later order.
+func give(f func(Reclaim), r Reclaim) {
+	for {
+		f(r)
+		left, err := reclaimDone(r.ID, false)
+		if err != nil || left == 0 {
+			return
+		}
+		if left >= r.Excess() {
+			_, _ = reclaimDone(r.ID, true)
+			return
+		}
+		r.Used = r.Bytes + left
+	}
 }
 
 // reclaimOf turns an order into its form for programs.
@@ -75,7 +90,7 @@ func ReclaimHeap(r Reclaim) {
 func Taken() ([]abi.Range, error) {
 	list := make([]abi.Range, 16)
 	for {
-		all, err := sysReclaim(abi.ReclaimTaken, list, 0)
+		all, err := sysReclaim(abi.ReclaimTaken, list, 0, 0)
 		if err != nil {
 			return nil, err
 		}

@@ -103,9 +103,9 @@ func SegmentsOf(segs []abi.DevSeg) uint64 {
 	return uint64(uintptr(unsafe.Pointer(unsafe.SliceData(segs))))
 }
 
-// sysReclaim performs an operation of abi.SysReclaim that does not wait, with a list for ReclaimTaken or a number.
-func sysReclaim(op uintptr, list []abi.Range, id uint64) (int, error) {
-	a, n := uintptr(id), uintptr(0)
+// sysReclaim performs an operation of abi.SysReclaim that does not wait, with a list for ReclaimTaken or two numbers.
+func sysReclaim(op uintptr, list []abi.Range, id, more uint64) (int, error) {
+	a, n := uintptr(id), uintptr(more)
 	if list != nil {
 		a, n = uintptr(unsafe.Pointer(unsafe.SliceData(list))), uintptr(len(list))
 	}
@@ -128,8 +128,12 @@ func awaitOrder(o *abi.Order, known uint64) error {
 	return nil
 }
 
-// reclaimDone says that the program has given what it can.
-func reclaimDone(id uint64) error {
-	_, err := sysReclaim(abi.ReclaimDone, nil, id)
-	return err
+// reclaimDone returns how much is still to be given for an order, and says whether it can be.
+func reclaimDone(id uint64, final bool) (left uint64, err error) {
+	more := uint64(0)
+	if final {
+		more = 1
+	}
+	n, err := sysReclaim(abi.ReclaimDone, nil, id, more)
+	return uint64(n), err
 }

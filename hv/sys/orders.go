@@ -24,6 +24,7 @@ type orders struct {
 	waiting bool          // a thread of the guest waits for the next one
 	done    uint64        // ID of the order for which the program has said that it gave what it could
 	changed chan struct{} // closed and replaced when now or done changes
+	excess  func() uint64 // what the guest uses now beyond what it was told to keep
 	given   uint64
 	taken   uint64
 }
@@ -68,6 +69,7 @@ func (o *orders) carryOut(r *hv.Reclaim, m memoryOf) (*hv.Reclaimed, error) {
 	if o.pending = before > target; o.pending {
 		o.now.Deadline = uint64(now(unix.CLOCK_MONOTONIC) + time.Until(deadline))
 	}
+	o.excess = func() uint64 { return max(m.used(), target) - target }
 	out := &hv.Reclaimed{Bound: bound, Target: target, Before: before, Told: o.waiting}
 	o.change()
 	o.mu.Unlock()
@@ -131,9 +133,14 @@ func (o *orders) syscall(mem vfs.Mem, w vfs.Waiter, a [6]uint64, taken func(limi
 		if a[1] == 0 || a[1] != o.now.ID {
 			return 0, unix.ESRCH
 		}
-		o.done = a[1]
-		o.change()
-		return 0, nil
+		if a[2] > 1 {
+			return 0, unix.EINVAL
+		}
+		if a[2] == 1 {
+			o.done = a[1]
+			o.change()
+		}
+		return o.excess(), nil
 	case abi.ReclaimTaken:
 		list, all := taken(int(min(a[2], abi.MaxTaken)))
 		b := make([]byte, 0, abi.RangeSize*len(list))

@@ -137,7 +137,10 @@ func TestOrders(t *testing.T) {
 		{"is done with less", hv.Reclaim{Bytes: 32 * mib, WithinMs: hour}, &fakeMemory{size: 64 * mib, use: 60 * mib},
 			func(o *orders, m *fakeMemory) {
 				m.set(40 * mib)
-				_, _ = o.syscall(nil, nil, [6]uint64{abi.ReclaimDone, 1}, nil)
+				if n, err := o.syscall(nil, nil, [6]uint64{abi.ReclaimDone, 1, 0}, nil); err != nil || n != 12*mib {
+					t.Errorf("12 MiB are to be given yet: %d, %v", n, err)
+				}
+				_, _ = o.syscall(nil, nil, [6]uint64{abi.ReclaimDone, 1, 1}, nil)
 			}, hv.Reclaimed{Bound: 32 * mib, Target: 28 * mib, Before: 60 * mib, Given: 20 * mib, Taken: 12 * mib, After: 28 * mib}},
 		{"gives nothing", hv.Reclaim{Bytes: 32 * mib, WithinMs: 20}, &fakeMemory{size: 64 * mib, use: 60 * mib}, nil,
 			hv.Reclaimed{Bound: 32 * mib, Target: 28 * mib, Before: 60 * mib, Taken: 32 * mib, After: 28 * mib}},
@@ -253,6 +256,12 @@ func TestHostileReclaim(t *testing.T) {
 	}
 	if _, err := call(abi.ReclaimWait, all, 7); !errors.Is(err, mm.ErrFault) {
 		t.Errorf("the present order, to nowhere: %v", err)
+	}
+	if n, err := call(abi.ReclaimDone, 1, 0); err != nil || n != 0 {
+		t.Errorf("nothing is left to give: %d, %v", n, err)
+	}
+	if _, err := call(abi.ReclaimDone, 1, 2); err != unix.EINVAL {
+		t.Errorf("done in a way that there is not: %v", err)
 	}
 	g.woken <- unix.EINTR
 	if _, err := call(abi.ReclaimWait, 0, 1); err != unix.EINTR {
