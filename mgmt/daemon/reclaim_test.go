@@ -10,6 +10,7 @@ import (
 
 	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/mgmt/api"
+	"github.com/grailos/grail/mgmt/fence"
 	"github.com/grailos/grail/mgmt/tenant"
 )
 
@@ -186,5 +187,21 @@ func TestChoose(t *testing.T) {
 		}) {
 			t.Errorf("%d MiB short: %v, the last %d; expected %s", c.short, got, chosen[len(chosen)-1].take>>20, c.want)
 		}
+	}
+}
+
+// A VMM that the host's kernel ends for its memory says so in inspect, with the number; no other VM is concerned.
+func TestOverrun(t *testing.T) {
+	r := newRig(t)
+	if err := r.d.domains.fence.Can(fence.Memory); err != nil {
+		t.Skip("SKIPPED: memory is not fenced here:", err)
+	}
+	other := r.mustStart("other", "wait")
+	rep := r.wait(r.mustStart("hog", "hog"))
+	if rep.Cause != hv.CauseMemory || !strings.Contains(rep.Message, "used more than the 192M that they may, 64M for the guest and 128M for the VMM; the host's kernel ended them") {
+		t.Errorf("%s: %s", rep.Cause, rep.Message)
+	}
+	if v, err := r.client.VM(ctx(t), other.Name); err != nil || v.State != api.Running {
+		t.Errorf("%+v, %v", v, err)
 	}
 }

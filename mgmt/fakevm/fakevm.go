@@ -25,7 +25,8 @@ import (
 // Main runs a grailvm without an engine; it does not return. A program is one line of text, or, when it is an ELF file,
 // its arguments are. Personalities understand: "exit N", "cat", "say WORDS", "wait", "ignore", "io N" (N requests,
 // one after the other), "shy N" (the same without ringing the driver), "lie" (breaks the rules of its ring) and
-// "memory", "use N" (MiB, of which it gives back what it is asked for) and "hoard N" (which gives nothing and ends of it). Drivers serve rings by copying the available index to the used index, and note that in their state region; "broken" ones end at once,
+// "memory", "use N" (MiB, of which it gives back what it is asked for) "hoard N" (which gives nothing and ends of it) and
+// "hog" (whose VMM uses all memory that it can get). Drivers serve rings by copying the available index to the used index, and note that in their state region; "broken" ones end at once,
 // and "superstitious" ones when they find that a predecessor noted anything.
 func Main() { (&fakeVM{}).main() }
 
@@ -114,6 +115,14 @@ func (v *fakeVM) run(f []string) {
 		v.end(hv.Report{Cause: hv.CauseSignal, Signal: <-v.signals})
 	case "ignore":
 		select {}
+	case "hog":
+		for keep := [][]byte{}; ; {
+			b := make([]byte, 1<<20)
+			for i := 0; i < len(b); i += 4096 {
+				b[i] = 1
+			}
+			keep = append(keep, b)
+		}
 	case "use", "hoard":
 		v.mu.Lock()
 		v.memory.Used, v.hoards = uint64(arg())<<20, f[0] == "hoard"
