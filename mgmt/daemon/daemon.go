@@ -378,6 +378,7 @@ func (d *Daemon) CreateDriver(ctx context.Context, cfg api.DriverConfig) (err er
 			dr.giveBack()
 		}
 	}()
+	defer dr.askForRoom(ctx)()
 	if err := dr.openUplink(); err != nil {
 		return err
 	}

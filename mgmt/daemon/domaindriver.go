@@ -1,6 +1,8 @@
 package daemon
 
 import (
+	"context"
+
 	"github.com/grailos/grail/mgmt/api"
 	"github.com/grailos/grail/mgmt/tenant"
 )
@@ -43,6 +45,21 @@ func (dr *driver) admit() error {
 		return err
 	}
 	return dr.d.domains.admit(tenant.Path(cfg.Tenant), dr.key(), s)
+}
+
+// askForRoom has VMs that use more than what is reserved for them make room for a driver that is about to be made, where the host has none, until done is called. Its memory is not prefaulted: what the host
+// still lacks then, the driver may never need.
+func (dr *driver) askForRoom(ctx context.Context) (done func()) {
+	cfg := &dr.rec.Config
+	if ofHost(cfg) {
+		return func() {}
+	}
+	p, err := dr.d.promise(ctx, dr.key(), tenant.Path(cfg.Tenant), cfg.MemoryBytes)
+	if err != nil {
+		dr.d.log.Warn("little memory for a driver", "driver", dr.name(), "why", err)
+		return func() {}
+	}
+	return func() { dr.d.room.keep(p, 0) }
 }
 
 // resize changes the driver's reservation to that of another configuration.
