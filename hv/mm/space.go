@@ -97,14 +97,14 @@ func (s *Space) mapSystem() error {
 	return nil
 }
 
-// Used returns how much of the reservation has been handed out, in bytes.
+// Used returns how much RAM has been handed out, in bytes.
 func (s *Space) Used() uint64 {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	return s.ram.used
 }
 
-// Size returns the reservation in bytes.
+// Size returns the guest's RAM in bytes.
 func (s *Space) Size() uint64 { return uint64(len(s.ram.mem)) }
 
 func (p Prot) perm() amd64.Perm {
