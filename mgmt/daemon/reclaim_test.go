@@ -135,8 +135,9 @@ func TestPromise(t *testing.T) {
 		t.Errorf("%v, near uses %d, far %d of %d, full %d", err, r.used("near"), r.used("far"), far, r.used("full"))
 	}
 	r.d.room.keep(p, 0)
+	left := r.used("far")
 	_, err = r.d.promise(ctx(t), who, "a", 200*mib)
-	if api.KindOf(err) != api.Refused || !strings.Contains(err.Error(), "VM new has 200M reserved, and the host has only") || !strings.Contains(err.Error(), "far gave") {
+	if api.KindOf(err) != api.Refused || !strings.Contains(err.Error(), "VM new has 200M reserved, and the host has only") || !strings.Contains(err.Error(), "; other VMs use only") || r.used("far") != left {
 		t.Errorf("more than all have to give: %v", err)
 	}
 	if r.used("full") != 50*mib || r.d.room.outstanding() != 0 {

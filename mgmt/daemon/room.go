@@ -63,21 +63,28 @@ func (d *Daemon) promise(ctx context.Context, who tenant.Key, parent tenant.Path
 	asked := map[string]bool{}
 	var answers []string
 	for short := lack(); short > 0; short = lack() {
-		list := d.lenders(ctx, who, parent, asked, short)
-		if len(list) == 0 {
+		list := d.lenders(ctx, who, parent, asked)
+		most := uint64(0)
+		for _, l := range list {
+			most += l.over
+		}
+		if most < short { // nobody is asked for what would not help
 			left, _ := d.memoryLeft()
 			e := fmt.Sprintf("%v has %s reserved, and the host has only %s available", who, size.Format(bytes), tenant.MemoryBytes.Format(int64(left)))
 			if n := d.room.outstanding(); n > 0 {
 				e += fmt.Sprintf(", of which %s are for others that are starting", tenant.MemoryBytes.Format(int64(n)))
 			}
 			if len(answers) > 0 {
-				e += "; asked for memory that is not reserved: " + strings.Join(answers, ", ")
+				e += "; asked for memory that is not reserved for them: " + strings.Join(answers, ", ")
+			}
+			if most == 0 {
+				e += "; no other VM uses more than what is reserved for it"
 			} else {
-				e += "; no VM uses more than what is reserved for it"
+				e += fmt.Sprintf("; other VMs use only %s more than what is reserved for them", tenant.MemoryBytes.Format(int64(most)))
 			}
 			return nil, api.Errorf(api.Refused, "%s", e)
 		}
-		answers = append(answers, d.borrow(ctx, list, fmt.Sprintf("%v needs %s", who, size.Format(bytes)))...)
+		answers = append(answers, d.borrow(ctx, choose(list, short, asked), fmt.Sprintf("%v needs %s", who, size.Format(bytes)))...)
 	}
 	p := &promise{left: need}
 	d.room.mu.Lock()
@@ -101,13 +108,11 @@ type lender struct {
 	limit uint64 // of what it may use otherwise
 }
 
-// lenders chooses who is asked for how much, so that it makes up what is short: VMs of the same tenant first, and of those, as of the others, who uses most beyond its
-// reservation. Nobody is asked twice.
-func (d *Daemon) lenders(ctx context.Context, who tenant.Key, parent tenant.Path, asked map[string]bool, short uint64) (chosen []lender) {
+// lenders lists the VMs that use more than what is reserved for them, and were not asked yet.
+func (d *Daemon) lenders(ctx context.Context, who tenant.Key, parent tenant.Path, asked map[string]bool) (list []lender) {
 	d.mu.Lock()
 	all := slices.Collect(maps.Values(d.vms))
 	d.mu.Unlock()
-	var list []lender
 	for _, v := range all {
 		v.mu.Lock()
 		inst, cfg := v.inst, v.rec.Config
@@ -125,13 +130,14 @@ func (d *Daemon) lenders(ctx context.Context, who tenant.Key, parent tenant.Path
 			list = append(list, l)
 		}
 	}
-	return choose(list, short, asked)
+	return list
 }
 
 // minLoan is the least that a VM is asked for, in bytes.
 const minLoan = 1 << 20
 
-// choose orders lenders and says how much each is asked for.
+// choose says who is asked for how much, so that it makes up what is short: VMs of the same tenant first, and of those, as of the others, who uses most beyond its
+// reservation. Nobody is asked twice.
 func choose(list []lender, short uint64, asked map[string]bool) (chosen []lender) {
 	slices.SortFunc(list, func(a, b lender) int {
 		if a.near != b.near {
