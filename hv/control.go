@@ -32,6 +32,8 @@ const (
 	OpLimit Op = "limit"
 	// OpReclaim bounds the guest's memory as Reclaim says and answers Reclaimed, when the guest is below the bound or that was enforced.
 	OpReclaim Op = "reclaim"
+	// OpReserve has so many bytes of the guest's memory reserved from now on, as Spec.ReservedBytes has from the start, and answers when there is host memory for them.
+	OpReserve Op = "reserve"
 	OpKill    Op = "kill" // ends the guest at once; the Report says CauseStop
 	// OpExec runs Command in a guest with an agent, with the three descriptors sent along as its standard files. The first should be a pipe whose
 	// other end goes with the caller: a read of it may be under way when the program ends. It is answered with
@@ -71,6 +73,7 @@ type Request struct {
 	Message    *abi.Message  `json:"message,omitempty"`
 	Order      *inject.Order `json:"order,omitempty"`
 	Reclaim    *Reclaim      `json:"reclaim,omitempty"`
+	Reserve    uint64        `json:"reserve,omitempty"`
 	Command    *Command      `json:"command,omitempty"`
 	Rows       uint16        `json:"rows,omitempty"`
 	Columns    uint16        `json:"columns,omitempty"`

@@ -71,6 +71,8 @@ func (v *vm) control(req *hv.Request, fds []int) (resp hv.Response, send []int, 
 		err = v.engine.Limit(req.Milli)
 	case hv.OpReclaim:
 		resp.Reclaimed, err = v.engine.Reclaim(req.Reclaim)
+	case hv.OpReserve:
+		err = v.engine.Reserve(req.Reserve)
 	case hv.OpKill:
 		v.engine.Kill()
 	default:

@@ -75,7 +75,7 @@ type engine interface {
 	Inject(*inject.Order) (inject.Hit, error)
 	Leader() int
 	Limit(milli int) error
-	Reserve() error
+	Reserve(bytes uint64) error
 	Reclaim(*hv.Reclaim) (*hv.Reclaimed, error)
 }
 
@@ -92,7 +92,7 @@ func (v *vm) run() sys.End {
 	if v.spec.Control >= 0 {
 		go hv.Serve(v.spec.Control, v.serveConn)
 	}
-	if err := v.engine.Reserve(); err != nil {
+	if err := v.engine.Reserve(v.spec.ReservedBytes); err != nil {
 		return sys.End{Cause: hv.CauseSetup, Message: err.Error()}
 	}
 	if v.spec.Kind == hv.Personality {
@@ -123,7 +123,7 @@ func (v *vm) setUp() error {
 	if err != nil {
 		return err
 	}
-	cfg := sys.Config{KVM: s.KVM, MemoryBytes: s.MemoryBytes, ReservedBytes: s.ReservedBytes, MaxThreads: s.MaxThreads, Program: program,
+	cfg := sys.Config{KVM: s.KVM, MemoryBytes: s.MemoryBytes, MaxThreads: s.MaxThreads, Program: program,
 		Argv: s.Argv, Env: s.Env, Table: v.table, Driver: s.Kind == hv.Driver}
 	if v.engine, err = newEngine(s.Engine, cfg); err != nil {
 		return err

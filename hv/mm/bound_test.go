@@ -29,7 +29,7 @@ func TestBoundModel(t *testing.T) {
 		const base, pages = uint64(0x4000_0000), 4 * perBlock
 		for step := range 1500 {
 			addr, n := base+page*r.Uint64N(pages), page*(1+r.Uint64N(300))
-			switch r.IntN(7) {
+			switch r.IntN(8) {
 			case 0, 1:
 				if _, err := s.MapAnon(addr, n, ProtRead|ProtWrite, Replace); err != nil {
 					t.Fatalf("step %d: map: %v", step, err)
@@ -82,6 +82,12 @@ func TestBoundModel(t *testing.T) {
 				}
 				s.Ask(s.Size())
 				s.Enforce()
+			case 5: // the host reserves more or less
+				reserved = 2 << 20 * r.Uint64N(6)
+				told := uint64(1)
+				if err := s.Reserve(reserved, func(done uint64) { told = done }); err != nil || told != reserved || s.Usage().Reserved != reserved {
+					t.Fatalf("step %d: reserve %d: told %d, %v, %+v", step, reserved, told, err, s.Usage())
+				}
 			default:
 				p := m[addr]
 				b := []byte{byte(1 + r.IntN(255))}
@@ -102,8 +108,8 @@ func TestBoundModel(t *testing.T) {
 			if p != nil && p.taken && !errors.Is(s.Fault(a, Read), ErrTaken) {
 				t.Fatalf("step %d: a fault at %#x does not say that it was taken", step, a)
 			}
-			if have := s.ram.used + s.ram.kept; have < reserved {
-				t.Fatalf("step %d: host memory for %d bytes of %d that are reserved", step, have, reserved)
+			if have := s.ram.used + s.ram.kept; have != max(s.ram.used, reserved) {
+				t.Fatalf("step %d: host memory for %d bytes, %d reserved and %d used", step, have, reserved, s.ram.used)
 			}
 		}
 		if err := s.Unmap(base, 2*pages*page); err != nil {
@@ -137,6 +143,12 @@ func TestReserve(t *testing.T) {
 	}
 	if u := s.Ask(1 << 20); u.Bound != reserved {
 		t.Errorf("asked to keep less than is reserved: %+v", u)
+	}
+	if err := s.Reserve(12<<20, nil); err != nil || resident(t, s.ram.mem) != 12<<20 {
+		t.Errorf("reserved more: %v, %d bytes have host memory", err, resident(t, s.ram.mem))
+	}
+	if err := s.Reserve(reserved, nil); err != nil || resident(t, s.ram.mem) != reserved {
+		t.Errorf("reserved less: %v, %d bytes have host memory", err, resident(t, s.ram.mem))
 	}
 	if err := s.Reserve(1<<40, nil); err == nil {
 		t.Error("more than there is was reserved")

@@ -34,6 +34,7 @@ type ProcessGuest struct {
 	bound   atomic.Uint64 // of what the guest may use, in bytes
 	watched atomic.Bool
 
+	reserved atomic.Uint64 // bytes that are not asked for
 	resident atomic.Uint64 // what the guest used when it was last looked at
 
 	count atomic.Uint64

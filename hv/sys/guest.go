@@ -19,13 +19,11 @@ import (
 type Config struct {
 	KVM         int // an open /dev/kvm
 	MemoryBytes uint64
-	// ReservedBytes of it have host memory from the start; see Guest.Reserve.
-	ReservedBytes uint64
-	MaxThreads    int
-	Program       *os.File // a static ELF
-	Argv, Env     []string
-	CPUs          int // what the guest is told to have
-	Table         *vfs.Table
+	MaxThreads  int
+	Program     *os.File // a static ELF
+	Argv, Env   []string
+	CPUs        int // what the guest is told to have
+	Table       *vfs.Table
 
 	// Driver says that others wait for the guest: what is surely the end of its program ends it at once. See hopeless.
 	Driver bool
@@ -65,6 +63,8 @@ type Guest struct {
 	throttle throttle
 
 	orders     orders
+	reserving  sync.Mutex // held while reserved is changed
+	reserved   atomic.Uint64
 	prefaulted atomic.Uint64
 	lost       atomic.Uint64 // address of taken memory that the guest has used, until it asks what was taken; 0: none
 

@@ -9,9 +9,16 @@ import (
 	"github.com/grailos/grail/hv/mm"
 )
 
-// Reserve puts host memory behind what is reserved for the guest. It is called before Run.
-func (g *Guest) Reserve() error {
-	return g.space.Reserve(g.cfg.ReservedBytes, func(done uint64) { g.prefaulted.Store(done) })
+// Reserve puts host memory behind so much of the guest's memory, and keeps it there: from before Run on, or from any time later. It returns when it is there.
+func (g *Guest) Reserve(bytes uint64) error {
+	g.reserving.Lock()
+	defer g.reserving.Unlock()
+	before := g.reserved.Swap(bytes)
+	err := g.space.Reserve(bytes, func(done uint64) { g.prefaulted.Store(min(done, bytes)) })
+	if err != nil {
+		g.reserved.Store(min(before, g.space.Usage().Reserved))
+	}
+	return err
 }
 
 // Reclaim bounds the guest's memory and returns what came of it, when the guest is within the bound.
@@ -20,7 +27,7 @@ func (g *Guest) Reclaim(r *hv.Reclaim) (*hv.Reclaimed, error) { return g.orders.
 // memoryState describes the guest's memory.
 func (g *Guest) memoryState() hv.MemoryState {
 	u := g.space.Usage()
-	m := hv.MemoryState{Reserved: g.cfg.ReservedBytes, Prefaulted: g.prefaulted.Load(), Used: u.Used}
+	m := hv.MemoryState{Reserved: g.reserved.Load(), Prefaulted: g.prefaulted.Load(), Used: u.Used}
 	if u.Bound < u.Size {
 		m.Bound = u.Bound
 	}
@@ -30,7 +37,7 @@ func (g *Guest) memoryState() hv.MemoryState {
 
 // ask implements memoryOf.
 func (g *Guest) ask(r *hv.Reclaim) (bound, target, used uint64) {
-	bound, target = r.Resolve(g.space.Size(), g.cfg.ReservedBytes)
+	bound, target = r.Resolve(g.space.Size(), g.reserved.Load())
 	u := g.space.Ask(bound)
 	return u.Bound, target, u.Used
 }

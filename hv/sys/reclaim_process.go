@@ -9,8 +9,11 @@ import (
 	"github.com/grailos/grail/hv/mm"
 )
 
-// Reserve does nothing: the guest's memory is the host kernel's to give.
-func (p *ProcessGuest) Reserve() error { return nil }
+// Reserve notes what is not to be asked for. The guest's memory is the host kernel's to give.
+func (p *ProcessGuest) Reserve(bytes uint64) error {
+	p.reserved.Store(bytes)
+	return nil
+}
 
 // Reclaim does what Guest.Reclaim does, but for taking memory by force: the guest ends instead. What it uses is what the host's kernel says that it has.
 func (p *ProcessGuest) Reclaim(r *hv.Reclaim) (*hv.Reclaimed, error) {
@@ -22,8 +25,8 @@ func (p *ProcessGuest) Reclaim(r *hv.Reclaim) (*hv.Reclaimed, error) {
 
 // memoryState describes the guest's memory.
 func (p *ProcessGuest) memoryState() hv.MemoryState {
-	m := hv.MemoryState{Reserved: p.cfg.ReservedBytes, Used: p.used()}
-	if p.cfg.ReservedBytes > 0 {
+	m := hv.MemoryState{Reserved: p.reserved.Load(), Used: p.used()}
+	if p.reserved.Load() > 0 {
 		m.Note = "engine process: the reserved memory is not prefaulted"
 	}
 	if b := p.bound.Load(); b < p.cfg.MemoryBytes {
@@ -35,7 +38,7 @@ func (p *ProcessGuest) memoryState() hv.MemoryState {
 
 // ask implements memoryOf.
 func (p *ProcessGuest) ask(r *hv.Reclaim) (bound, target, used uint64) {
-	bound, target = r.Resolve(p.cfg.MemoryBytes, p.cfg.ReservedBytes)
+	bound, target = r.Resolve(p.cfg.MemoryBytes, p.reserved.Load())
 	p.bound.Store(bound)
 	return bound, target, p.used()
 }

@@ -84,6 +84,11 @@ func TestReclaim(t *testing.T) {
 	if err != nil || v.MemoryLimit != 0 || v.Status.Stats.Memory.Bound != 0 {
 		t.Errorf("no limit: %+v, %v", v, err)
 	}
+	// Another reservation has the host's memory at once.
+	v, err = r.client.SetVM(ctx(t), "u", api.SetShare{Share: json.RawMessage(`{"memory":{"reserved":8388608}}`)})
+	if err != nil || v.Status.Stats.Memory.Prefaulted != 8*mib {
+		t.Errorf("8M reserved: %+v, %v", v.Status, err)
+	}
 
 	r.user("h", "hoard 50", "", tenant.Share{})
 	if out, err := r.client.ReclaimVM(ctx(t), "h", api.ReclaimVM{Keep: 16 * mib}); err != nil || !out.Ended || out.Cause != hv.CauseMemory || out.Message != "it did not give" {

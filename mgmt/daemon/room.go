@@ -225,6 +225,19 @@ func (d *Daemon) repay() {
 	}
 }
 
+// reserveTime is how long a VM's process may take to prefault what is reserved, and not say how far it is.
+const reserveTime = 2 * time.Minute
+
+// reserve has a VM that runs prefault another reservation than it has.
+func (v *vm) reserve(inst *instance, bytes uint64) error {
+	_, fds, err := inst.call(hv.Request{Op: hv.OpReserve, Reserve: bytes}, reserveTime)
+	closeFDs(fds)
+	if err != nil && !inst.gone() {
+		return fmt.Errorf("VM %s has %s reserved, which counts, but could not prefault it: %w", v.name(), size.Format(bytes), err)
+	}
+	return nil
+}
+
 // prefaultEvery is how often a VM that starts is asked how far its reservation is prefaulted.
 const prefaultEvery = 20 * time.Millisecond
 

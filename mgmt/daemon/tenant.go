@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/mgmt/api"
 	"github.com/grailos/grail/mgmt/store"
 	"github.com/grailos/grail/mgmt/tenant"
@@ -338,6 +340,14 @@ func (v *vm) set(req api.SetShare) error {
 	if err := checkVM(&rec.Config); err != nil {
 		return err
 	}
+	reserved := [2]uint64{uint64(now.Memory.Reserved), uint64(s.Memory.Reserved)}
+	if inst != nil && inst.engine != hv.EngineProcess && reserved[1] > reserved[0] {
+		p, err := v.d.promise(context.Background(), v.key(), tenant.Path(rec.Config.Tenant), reserved[1]-reserved[0])
+		if err != nil {
+			return err
+		}
+		defer v.d.room.keep(p, 0)
+	}
 	if inst != nil && memoryLimit(&rec.Config) < limit {
 		v.d.domains.hold(v.key(), limit) // until the guest keeps to less
 	}
@@ -348,6 +358,11 @@ func (v *vm) set(req api.SetShare) error {
 	if running && inst != nil {
 		v.relimit(inst, before.CPU, shareOf(&rec.Config).CPU)
 		v.d.applyDeviceShares(before, s)
+		if reserved[0] != reserved[1] {
+			if err := v.reserve(inst, reserved[1]); err != nil {
+				return err
+			}
+		}
 		if memoryLimit(&rec.Config) != limit {
 			_, err := v.rebound(inst, rec.Config)
 			return err

@@ -136,6 +136,15 @@ func TestReservedMemory(t *testing.T) {
 	if out, code := r.run(nil, "set", "v", "--memory-limit", "32M"); code == 0 || !strings.Contains(out, "reserved memory") {
 		t.Errorf("a limit below: %d, %q", code, out)
 	}
+	// More or less of it, while it runs.
+	r.ctl("set", "v", "--memory-reserved", "80M")
+	if rss := residentOf(t, v.PID); rss < 80*mib || r.vm("v").Status.Stats.Memory.Prefaulted != 80*mib {
+		t.Errorf("%d bytes have memory for a guest with 80M reserved: %+v", rss, r.vm("v").Status.Stats.Memory)
+	}
+	r.ctl("set", "v", "--memory-reserved", "16M")
+	if rss := residentOf(t, v.PID); rss > 64*mib {
+		t.Errorf("%d bytes have memory for a guest with 16M reserved", rss)
+	}
 	r.ctl("stop", "-t", "0", "v")
 	// On engine process it is the host's kernel's to give.
 	r.ctl("create", "--name", "p", "--engine", "process", "--memory", "64M", "--memory-reserved", "32M", "--", filepath.Join(r.dir, "load"), "-for", "10m")

@@ -301,6 +301,8 @@ func (v *fakeVM) answer(req hv.Request, fds []int) (resp hv.Response, send []int
 	case hv.OpStatus:
 		resp.Status = &hv.Status{Name: v.spec.Name, State: hv.StateReady, Engine: v.spec.Engine, Beat: v.beat, Dead: v.dead,
 			Attached: slices.Sorted(maps.Keys(v.attached)), Stats: hv.Stats{MemoryBytes: v.spec.MemoryBytes, MemoryUsed: v.memory.Used, Memory: v.memory}}
+	case hv.OpReserve:
+		v.spec.ReservedBytes, v.memory.Prefaulted = req.Reserve, req.Reserve
 	case hv.OpReclaim:
 		resp.Reclaimed = v.reclaim(req.Reclaim)
 	case hv.OpAttach:

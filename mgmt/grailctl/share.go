@@ -40,7 +40,7 @@ func (f *shareFlags) addVM(cmd *cobra.Command) {
 	fl.StringVar(&f.guarantee, "cpu-guarantee", "", "processor time in cores that is delivered whenever it can be used, for instance 0.5; refused where that cannot be kept")
 	fl.Int64Var(&f.weight, "cpu-weight", tenant.DefaultWeight, "weight beside its siblings, 1 to 10000, for the processor time that nobody is guaranteed")
 	fl.StringVar(&f.set, "cpuset", "", "processors to run on, such as 0-2,5; empty for all")
-	fl.StringVar(&f.reserved, "memory-reserved", "", "memory that is reserved, and never taken away; a VM has it from its start on; 0 for none")
+	fl.StringVar(&f.reserved, "memory-reserved", "", "memory that is reserved, and never taken away; a VM has it from its start on, or from when it is set; 0 for none")
 	fl.Int64Var(&f.threads, "threads", 0, "how many threads there may be; 0 for as many as the tenant above allows, 256 for a native VM")
 	fl.StringArrayVar(&f.devices, "device", nil, deviceHelp)
 }
@@ -227,11 +227,11 @@ func (c *cli) setCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "set NAME [flags]", GroupID: "vm", Short: "Change what a VM may use, also while it runs",
 		Long: `set changes a VM's part of the processors and its other shares. What the flags do not name stays. A VM that runs has the new share at once,
-except the bound of its threads and its reserved memory, which is prefaulted when it starts.`,
+except the bound of its threads, which counts from its next start.`,
 		Example: `  grailctl set web --cpu 0.5
   grailctl set web --cpu-guarantee 1 --cpu 2
   grailctl set web --cpuset 0 --cpu-weight 300
-  grailctl set web --memory-limit 128M`,
+  grailctl set web --memory-limit 128M --memory-reserved 64M`,
 		Args: exactly("the NAME of a VM"), ValidArgsFunction: completeVMs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			patch, err := f.patch()

@@ -64,6 +64,11 @@ func (v *vm) control(req *hv.Request) (resp hv.Response, err error) {
 		err = v.signal(syscall.Signal(req.Signal))
 	case hv.OpReclaim:
 		resp.Reclaimed, err = v.reclaim(req.Reclaim)
+	case hv.OpReserve:
+		if v.memory.ram == nil {
+			return resp, errors.New("the machine is being set up")
+		}
+		err = v.reserve(v.ctx, req.Reserve)
 	case hv.OpKill:
 		v.end()
 	default:

@@ -16,6 +16,9 @@ import (
 // memory is the guest's, and what came of orders to give some back.
 type memory struct {
 	ram        *os.File
+	keepsFree  bool       // the guest does not give back by itself what it does not use
+	reserving  sync.Mutex // held while reserved is changed
+	reserved   atomic.Uint64
 	prefaulted atomic.Uint64
 	watched    atomic.Bool
 
@@ -35,12 +38,17 @@ func (m *memory) overdrawn() string {
 	return m.why
 }
 
-// reserve puts host memory behind what is reserved for the guest.
-func (v *vm) reserve(ctx context.Context) error {
-	if v.spec.ReservedBytes == 0 {
-		return nil
+// reserve puts host memory behind so much of the guest's memory, and returns when it is there.
+func (v *vm) reserve(ctx context.Context, bytes uint64) error {
+	m := &v.memory
+	m.reserving.Lock()
+	defer m.reserving.Unlock()
+	before := m.reserved.Swap(bytes)
+	err := qemu.Populate(ctx, m.ram, int64(bytes), func(done int64) { m.prefaulted.Store(uint64(done)) })
+	if err != nil {
+		m.reserved.Store(min(before, bytes))
 	}
-	return qemu.Populate(ctx, v.memory.ram, int64(v.spec.ReservedBytes), func(done int64) { v.memory.prefaulted.Store(uint64(done)) })
+	return err
 }
 
 // used returns how much host memory the guest has.
@@ -62,7 +70,10 @@ func (v *vm) stats() hv.Stats {
 	m := &v.memory
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	s.Memory = hv.MemoryState{Reserved: v.spec.ReservedBytes, Prefaulted: m.prefaulted.Load(), Used: s.MemoryUsed, Bound: m.bound, Orders: m.orders, Given: m.given, Pending: m.pending}
+	s.Memory = hv.MemoryState{Reserved: m.reserved.Load(), Prefaulted: m.prefaulted.Load(), Used: s.MemoryUsed, Bound: m.bound, Orders: m.orders, Given: m.given, Pending: m.pending}
+	if s.Memory.Reserved > 0 && !m.keepsFree {
+		s.Memory.Note = "the guest gives back what it does not use, reserved or not, until its next start"
+	}
 	return s
 }
 
@@ -86,7 +97,7 @@ func (v *vm) reclaim(r *hv.Reclaim) (*hv.Reclaimed, error) {
 	}
 	started := time.Now()
 	size := v.spec.MemoryBytes
-	bound, target := r.Resolve(size, v.spec.ReservedBytes)
+	bound, target := r.Resolve(size, v.memory.reserved.Load())
 	m := &v.memory
 	m.mu.Lock()
 	m.orders++
@@ -148,11 +159,11 @@ wait:
 	case !out.Superseded && bound < size && m.watched.CompareAndSwap(false, true):
 		go v.watchMemory(machine)
 	}
-	if !out.Ended && v.spec.ReservedBytes > 0 {
-		// What its balloon punched out of the reserved part is put back: there is always host memory for that much.
-		return out, qemu.Populate(v.ctx, m.ram, int64(v.spec.ReservedBytes), nil)
+	if out.Ended {
+		return out, nil
 	}
-	return out, nil
+	// What its balloon punched out of the reserved part is put back: there is always host memory for that much.
+	return out, qemu.Populate(v.ctx, m.ram, int64(m.reserved.Load()), nil)
 }
 
 // overdrawn ends a guest that uses more than it may.

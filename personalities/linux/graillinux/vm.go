@@ -78,7 +78,8 @@ func (v *vm) run() hv.Report {
 		return setup(err)
 	}
 	go hv.Serve(v.spec.Control, v.serveConn)
-	if err := v.reserve(v.ctx); err != nil {
+	v.memory.keepsFree = v.spec.ReservedBytes > 0
+	if err := v.reserve(v.ctx, v.spec.ReservedBytes); err != nil {
 		return setup(err)
 	}
 	m, err := qemu.Start(v.ctx, v.config(agentEnd, consoleEnd))
@@ -150,7 +151,7 @@ func (v *vm) config(agentEnd, consoleEnd *os.File) qemu.Config {
 		Name: v.spec.Name, Dir: f.Dir, Arch: qemu.Arch(f.Arch), Program: f.QEMU, Kernel: f.Kernel, Initrds: f.Initrds, CPUs: f.CPUs,
 		Memory:   int64(v.spec.MemoryBytes),
 		RAM:      v.memory.ram,
-		KeepFree: v.spec.ReservedBytes > 0,
+		KeepFree: v.memory.keepsFree,
 		Cmdline:  kernelLine(f.Arch),
 		Channels: []qemu.Channel{{Name: agent.PortName, Stream: qemu.Stream{Conn: agentEnd}}},
 		Console:  qemu.Console{Kind: qemu.SerialConsole, Stream: qemu.Stream{Conn: consoleEnd}},
