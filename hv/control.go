@@ -121,6 +121,8 @@ type Status struct {
 	Dead     []string `json:"dead,omitempty"`     // MsgDead texts received
 	// Fault is the last fault that became a signal, if there was one: a driver that took one is dying.
 	Fault *Fault `json:"fault,omitempty"`
+	// Starved: the runtime of the program has begun to say that it got no memory (engine process): the program is dying.
+	Starved bool `json:"starved,omitempty"`
 	// Leader is the host's thread that runs the guest's first thread, as the VMM's PID namespace numbers it; 0: there is none, or not yet.
 	Leader int `json:"leader,omitempty"`
 	// JailMissing says what of the jail the host did not allow, in words.

@@ -30,10 +30,13 @@ type Report struct {
 	Ended   time.Time `json:"ended"`
 	// Fault is the last fault that the guest took, whether or not it handled it. If it took none and was stopped, it says where a
 	// thread was that ran then, if one did (engine kvm); its Signal is 0.
-	Fault   *Fault         `json:"fault,omitempty"`
-	Console []string       `json:"console,omitempty"` // the last lines of output, at most ConsoleTail
-	Stats   Stats          `json:"stats"`
-	Denied  map[string]int `json:"denied,omitempty"` // system calls answered ENOSYS, by number or name
+	Fault   *Fault   `json:"fault,omitempty"`
+	Console []string `json:"console,omitempty"` // the last lines of output, at most ConsoleTail
+	// Said is the last line of output by which the runtime of a program, Go's or C++'s, began to say what it dies of: what it says then may be more than
+	// ConsoleTail lines. It is the guest's own word.
+	Said   string         `json:"said,omitempty"`
+	Stats  Stats          `json:"stats"`
+	Denied map[string]int `json:"denied,omitempty"` // system calls answered ENOSYS, by number or name
 }
 
 // ConsoleTail is how many console lines a Report keeps.

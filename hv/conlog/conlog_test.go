@@ -135,3 +135,21 @@ func TestTail(t *testing.T) {
 		t.Errorf("%q", got[1])
 	}
 }
+
+// What a program died of is kept, however long its stacks are.
+func TestSaid(t *testing.T) {
+	k := New(3, [2]int{-1, -1}, 0)
+	if k.Said() != "" {
+		t.Errorf("before anything: %q", k.Said())
+	}
+	for _, piece := range []string{"panic: first\n", "a panic: no\nfatal error: ", "runtime: out of memory\r", "\n", strings.Repeat("goroutine 1 [running]:\n", 500), "\tpanic: nor this\nfatal error: not yet"} {
+		k.Record([]byte(piece), false)
+	}
+	if got := k.Said(); got != "fatal error: runtime: out of memory" {
+		t.Errorf("%q", got)
+	}
+	k.Record([]byte("\npanic: "+strings.Repeat("x", 1000)+"\n"), false)
+	if got := k.Said(); len(got) != tailLine || !strings.HasPrefix(got, "panic: xxx") {
+		t.Errorf("a long one: %q", got)
+	}
+}

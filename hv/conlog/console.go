@@ -75,6 +75,14 @@ func (k *Console) Record(b []byte, detached bool) {
 	}
 }
 
+// Said returns the last line by which a program's runtime began to say what it dies of, made printable, however much was said after it; empty if there was
+// none. The guest may have made it up.
+func (k *Console) Said() string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return printable(k.tail.said)
+}
+
 // Lines returns the last lines, oldest first, with what a terminal might obey replaced by dots.
 func (k *Console) Lines() []string {
 	k.mu.Lock()

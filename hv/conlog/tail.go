@@ -11,7 +11,11 @@ type tail struct {
 	next int      // where the next complete line goes
 	full bool
 	cur  []byte // the line being written
+	said []byte // the last line that begins as one of lastWords
 }
+
+// lastWords are how runtimes begin to say what their program dies of: Go's and C++'s. Pages of stacks may follow.
+var lastWords = [][]byte{[]byte("fatal error: "), []byte("panic: "), []byte("terminate called ")}
 
 func newTail(lines int) tail {
 	t := tail{ring: make([][]byte, lines), cur: make([]byte, 0, tailLine)}
@@ -35,6 +39,11 @@ func (t *tail) write(b []byte) {
 			return
 		}
 		b = b[i+1:]
+		for _, w := range lastWords {
+			if bytes.HasPrefix(t.cur, w) {
+				t.said = append(t.said[:0], t.cur...)
+			}
+		}
 		t.cur, t.ring[t.next] = t.ring[t.next][:0], t.cur
 		if t.cur == nil {
 			t.cur = make([]byte, 0, tailLine)

@@ -187,7 +187,7 @@ func (v *vm) report(end sys.End) {
 		r.Fault, r.Stats, r.Denied = v.engine.Fault(), v.engine.Stats(), v.engine.Denied()
 	}
 	if v.table != nil {
-		r.Console = v.table.Console()
+		r.Console, r.Said = v.table.Console(), v.table.Said()
 	}
 	b, err := json.Marshal(r)
 	if err == nil && v.spec.Report >= 0 {

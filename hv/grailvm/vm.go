@@ -149,6 +149,9 @@ func (v *vm) onMessage(m abi.Message) {
 func (v *vm) statusNow() *hv.Status {
 	st := &hv.Status{Name: v.spec.Name, State: hv.StateStarting, Engine: v.spec.Engine,
 		Stats: v.engine.Stats(), Denied: v.engine.Denied(), Console: v.table.Console(), JailMissing: v.jailMissing, Leader: v.engine.Leader()}
+	if p, ok := v.engine.(*sys.ProcessGuest); ok {
+		st.Starved = p.Starved()
+	}
 	if v.status != nil {
 		st.Beat = binary.LittleEndian.Uint64(v.status[abi.StatusBeat:])
 	}

@@ -94,32 +94,10 @@ func (p *ProcessGuest) Run() End {
 	exit := p.guest.Wait()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	switch {
-	case p.end != nil:
+	if p.end != nil {
 		return *p.end
-	case p.stopped:
-		return End{Cause: hv.CauseStop, Message: "stopped on request"}
-	case exit.Signal != 0 || exit.Killed:
-		if exit.Crash != nil {
-			p.crash = faultOf(exit)
-		}
-		return End{Cause: hv.CauseSignal, Signal: int(exit.Signal)}
 	}
-	return End{Cause: hv.CauseExit, Code: exit.Code}
-}
-
-// faultOf turns a crash into the report's form.
-func faultOf(exit process.Exit) *hv.Fault {
-	c := exit.Crash
-	r := &c.Regs
-	return &hv.Fault{
-		Thread: c.TID, Vector: -1, Address: c.Addr, Signal: int(exit.Signal), Code: c.Code, Frames: c.Frames,
-		Regs: map[string]uint64{
-			"rax": r.Rax, "rbx": r.Rbx, "rcx": r.Rcx, "rdx": r.Rdx, "rsi": r.Rsi, "rdi": r.Rdi, "rsp": r.Rsp, "rbp": r.Rbp,
-			"r8": r.R8, "r9": r.R9, "r10": r.R10, "r11": r.R11, "r12": r.R12, "r13": r.R13, "r14": r.R14, "r15": r.R15,
-			"rip": r.Rip, "rflags": r.Eflags, "fs_base": r.Fs_base,
-		},
-	}
+	return p.ended(&exit)
 }
 
 func (p *ProcessGuest) thread(tid int) *forwarded {
@@ -338,12 +316,12 @@ func (p *ProcessGuest) deny(nr uint64) {
 	p.denied[nr]++
 }
 
-// Kill ends the guest at once.
+// Kill ends the guest, having looked where its threads are.
 func (p *ProcessGuest) Kill() {
 	p.mu.Lock()
 	p.stopped = true
 	p.mu.Unlock()
-	p.guest.Kill()
+	p.guest.Abort()
 }
 
 // Signal sends a Linux signal to the guest.
@@ -356,7 +334,7 @@ func (p *ProcessGuest) Stats() hv.Stats {
 		DevRequests: requests, DevBytes: bytes, Memory: p.memoryState()}
 }
 
-// Fault returns the fault that ended the guest, or nil.
+// Fault returns the fault that ended the guest, or where a thread was when it was stopped, or nil.
 func (p *ProcessGuest) Fault() *hv.Fault {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -139,6 +139,9 @@ func (t *Table) Control() *Control { return t.control }
 // Console returns the last lines of the console, oldest first, made printable.
 func (t *Table) Console() []string { return t.console.Lines() }
 
+// Said returns the last line on the console by which a program's runtime began to say what it dies of, or "".
+func (t *Table) Said() string { return t.console.Said() }
+
 // DevStats returns how many device requests were performed, and the bytes that they moved.
 func (t *Table) DevStats() (requests, bytes uint64) {
 	return t.devRequests.Load(), t.devBytes.Load()

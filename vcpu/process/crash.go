@@ -17,6 +17,17 @@ type Exit struct {
 	Crash  *Crash         // the guest's state at a fatal signal; nil when it was not traced or was killed
 	// Threads are the states of all threads, after Abort.
 	Threads []*Crash
+	// Data is how much writable private memory the guest had when it ended with a code other than 0, by a fatal signal that was traced, or by Abort, in
+	// bytes; see Config.MemoryBytes. The host's kernel tells nobody that it has refused some. 0: not known.
+	Data uint64
+}
+
+// Near reports whether the guest had come so near to its bound of memory when it ended that it may have been refused more: within a sixteenth of it, or
+// what a Go program asks for at a time.
+func (e *Exit) Near(memoryBytes uint64) bool {
+	const piece = 8 << 20
+	bound := memoryBytes + MemorySlack
+	return memoryBytes != 0 && e.Data+max(bound/16, piece) >= bound
 }
 
 // Crash is a thread's state at the moment of a fatal signal, or at Abort.
@@ -33,6 +44,12 @@ type Crash struct {
 	Stack []byte
 	// Frames are the return addresses along the frame-pointer chain, innermost first, without Rip itself.
 	Frames []uint64
+}
+
+// data returns how much writable private memory the guest has, in bytes: what RLIMIT_DATA bounds. 0 when it cannot be known.
+func (g *Guest) data() uint64 {
+	kib, _ := g.statusNumber("VmData:", 10)
+	return kib << 10
 }
 
 const (
@@ -54,10 +71,11 @@ func (g *Guest) crash(tid int, sig unix.Signal, info *siginfo) {
 	} else {
 		g.snapshot(report)
 	}
+	data := g.data()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.exit.Signal == 0 && !g.killed {
-		g.exit = Exit{Signal: sig, Crash: report}
+		g.exit = Exit{Signal: sig, Crash: report, Data: data}
 	}
 	g.kill()
 }

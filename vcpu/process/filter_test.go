@@ -51,6 +51,8 @@ func TestFilter(t *testing.T) {
 		want uint32
 	}{
 		{"futex", unix.SYS_FUTEX, [6]uint64{}, allow},
+		{"exit_group", unix.SYS_EXIT_GROUP, [6]uint64{0x100}, allow},
+		{"exit_group of one that failed", unix.SYS_EXIT_GROUP, [6]uint64{2}, forward},
 		{"restart_syscall", unix.SYS_RESTART_SYSCALL, [6]uint64{}, allow},
 		{"write", unix.SYS_WRITE, [6]uint64{1}, forward},
 		{"grail", 0x4700, [6]uint64{}, forward},

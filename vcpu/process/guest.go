@@ -162,6 +162,10 @@ func (g *Guest) accept(n *notification) *Call {
 			g.suicide()
 			return nil
 		}
+	case unix.SYS_EXIT_GROUP:
+		g.exit.Data = g.data()
+		g.proceed(n)
+		return nil
 	case unix.SYS_KILL, unix.SYS_TGKILL:
 		sig := n.Args[1]
 		if n.Nr == unix.SYS_TGKILL {
@@ -353,6 +357,7 @@ func (g *Guest) Abort() {
 		return
 	}
 	g.killed = true
+	g.exit.Data = g.data()
 	if !g.traced {
 		g.kill()
 		return

@@ -63,7 +63,8 @@ func makesThread(flags uint64) bool {
 // DefaultNative returns the calls that run on the host kernel when Config.Native is nil: private memory and
 // maps of installed descriptors, futexes, the guest's own signals, clocks, timers, sleeping, identity
 // and random numbers. Each touches the guest's own address space, threads and timers only. clone is not in the
-// list: thread creation is counted and then runs natively, any other clone is forwarded.
+// list: thread creation is counted and then runs natively, any other clone is forwarded. Nor is the end of a program that fails, which runs
+// natively once its memory has been looked at.
 func DefaultNative() []Rule {
 	var rules []Rule
 	for _, nr := range []uint32{
@@ -73,7 +74,7 @@ func DefaultNative() []Rule {
 		unix.SYS_RT_SIGPENDING, unix.SYS_RT_SIGTIMEDWAIT, unix.SYS_RT_SIGSUSPEND, unix.SYS_PAUSE,
 		unix.SYS_RESTART_SYSCALL,
 		unix.SYS_MUNMAP, unix.SYS_MPROTECT, unix.SYS_BRK, unix.SYS_MREMAP,
-		unix.SYS_GETTID, unix.SYS_GETPID, unix.SYS_GETPPID, unix.SYS_EXIT, unix.SYS_EXIT_GROUP,
+		unix.SYS_GETTID, unix.SYS_GETPID, unix.SYS_GETPPID, unix.SYS_EXIT,
 		unix.SYS_GETTIMEOFDAY, unix.SYS_TIME, unix.SYS_CLOCK_GETRES,
 		unix.SYS_SCHED_GETAFFINITY, unix.SYS_GETCPU,
 		unix.SYS_SET_TID_ADDRESS, unix.SYS_SET_ROBUST_LIST, unix.SYS_GET_ROBUST_LIST, unix.SYS_FUTEX_WAITV,
@@ -84,6 +85,8 @@ func DefaultNative() []Rule {
 	} {
 		rules = append(rules, Rule{Nr: nr})
 	}
+	// A program that fails is looked at first: see accept.
+	rules = append(rules, Rule{unix.SYS_EXIT_GROUP, []Cond{{Arg: 0, Mask: 0xff, Value: 0}}})
 	// Shared anonymous memory escapes RLIMIT_DATA; huge and locked pages escape the reservation.
 	const special = unix.MAP_ANONYMOUS | unix.MAP_HUGETLB | unix.MAP_LOCKED | unix.MAP_GROWSDOWN
 	rules = append(rules,
