@@ -308,6 +308,8 @@ func (v *vm) adopt(p *running) *instance {
 		}
 		if r.Cause == hv.CauseKilled && v.rec.Process.BootID != d.bootID {
 			r.Message = "the host was restarted"
+		} else {
+			d.domains.blame(v.parent(), v.key(), r)
 		}
 		v.rec.State, v.rec.Ended, v.rec.Report, v.rec.Process = api.Exited, r.Ended, r, store.Process{}
 		d.store.PutVMLater(&v.rec)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"path"
 	"runtime"
 	"strings"
 	"sync"
@@ -29,12 +28,19 @@ type domains struct {
 	recs    map[tenant.Path]*store.Tenant
 	groups  map[tenant.Key]string // of the nodes in which something runs
 	own     int                   // processes of the host's own needs
+	killed  map[string]uint64     // by group: processes that the kernel has killed for want of memory, as far as known
 	notes   map[tenant.Key][]string
 	applied error                       // of the last sync
 	raised  uint64                      // weight of the top group that keeps the guarantees beside the host's processes; see governor
 	steered map[tenant.Key]tenant.Milli // caps of those that hold back for now; see governor
 	bounds  map[tenant.Key]uint64       // bytes that those may use who were asked for memory; see vm.order
 }
+
+// groupPrefix begins the name of each graild's cgroups.
+const groupPrefix = "grail-"
+
+// openFence is fence.Open but in tests.
+var openFence = fence.Open
 
 // ownKey is the node of the host's own needs.
 var ownKey = tenant.Key{Kind: tenant.Own}
@@ -91,8 +97,9 @@ func (d *Daemon) openDomains() error {
 	if os.Getenv("GRAIL_CGROUPS") == "off" {
 		dm.fence = fence.None(errors.New("GRAIL_CGROUPS is off"))
 	} else {
-		dm.fence = fence.Open("grail-" + d.store.ID)
+		dm.fence = openFence(groupPrefix + d.store.ID)
 	}
+	dm.killed = map[string]uint64{}
 	d.domains = dm
 	return nil
 }
@@ -240,15 +247,12 @@ func (dm *domains) groupOf(key tenant.Key) string {
 	case tenant.Tenant:
 		return "t." + strings.ReplaceAll(key.Name, "/", "/t.")
 	}
-	prefix := "v."
-	if key.Kind == tenant.Driver {
-		prefix = "d."
-	}
-	return path.Join(dm.groupOf(tenant.Of(dm.tree.Parent(key))), prefix+key.Name)
+	return dm.groupIn(dm.tree.Parent(key), key)
 }
 
-// sync makes the cgroups what the tree says. The caller holds dm.mu.
-func (dm *domains) sync() {
+// plan returns what the tree says of the cgroups, each group after those above it, and the groups of the nodes in which something runs. The caller holds
+// dm.mu.
+func (dm *domains) plan() ([]fence.Group, map[tenant.Key]string) {
 	list := dm.tree.Entitlements()
 	sums := map[tenant.Key]int64{}
 	vms := map[tenant.Key]int64{}       // that run, below a tenant
@@ -315,6 +319,12 @@ func (dm *domains) sync() {
 		}
 		apply = append(apply, fence.Group{Path: groups[e.Key], Limits: l})
 	}
+	return apply, groups
+}
+
+// sync makes the cgroups what the tree says. The caller holds dm.mu.
+func (dm *domains) sync() {
+	apply, groups := dm.plan()
 	if len(groups) > 0 {
 		dm.applied = dm.fence.ApplyAll(apply)
 	}
@@ -355,6 +365,7 @@ func (dm *domains) join(key tenant.Key, pid int) (notes []string) {
 	s, _ = dm.tree.Share(key)
 	parent := dm.tree.Parent(key)
 	applied := dm.applied
+	dm.arrives(group)
 	dm.mu.Unlock()
 	if err := dm.fence.Add(group, pid); err != nil {
 		applied = errors.Join(applied, err)

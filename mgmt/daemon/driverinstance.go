@@ -34,6 +34,7 @@ type driverInstance struct {
 	taken      chan struct{}          // closed when a spare becomes the driver
 	booted     atomic.Bool            // of a spare: it takes clients
 	stalled    atomic.Bool            // it is hung in that requests stand still, set before hung is closed
+	starved    atomic.Bool            // its program got no memory, and is dying of that, set before hung is closed
 	lied       atomic.Pointer[string] // it is hung in that it broke this rule of a ring, set before hung is closed
 
 	mu     sync.Mutex

@@ -91,8 +91,12 @@ func (dr *driver) watchBeatBy(inst *driverInstance, period time.Duration, quit, 
 			for _, c := range pending {
 				c.kick()
 			}
-			// A driver that took a fault is lost, even if it is still busy saying so.
-			if st, err := inst.instance.status(h.Period); err == nil && st.Fault != nil && st.Fault.Signal != 0 {
+			// A driver that took a fault, or got no memory, is lost, even if it is still busy saying so.
+			st, err := inst.instance.status(h.Period)
+			if err == nil && st.Starved {
+				inst.starved.Store(true)
+			}
+			if err == nil && (st.Starved || st.Fault != nil && st.Fault.Signal != 0) {
 				inst.declareHung(h.Since())
 				return false
 			}
@@ -229,6 +233,9 @@ func (dr *driver) confirm(inst *driverInstance, pending []*client) bool {
 	}
 	if err != nil {
 		return true
+	}
+	if st.Starved {
+		inst.starved.Store(true)
 	}
 	served := 0
 	for _, c := range pending {

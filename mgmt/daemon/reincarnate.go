@@ -14,6 +14,7 @@ import (
 	"github.com/grailos/grail/hv/abi"
 	"github.com/grailos/grail/mgmt/api"
 	"github.com/grailos/grail/mgmt/store"
+	"github.com/grailos/grail/mgmt/tenant"
 )
 
 // startTimeout is how long a driver's program may take until it is ready: engine process on a busy host is slow.
@@ -217,6 +218,9 @@ func (dr *driver) serve(inst *driverInstance, rec *recovery) (*ending, error) {
 	if m := dr.d.vmmError(roleDriver, dr.name(), inst.generation); r.Cause == hv.CauseKilled && m != "" {
 		r.Message = m
 	}
+	if !ofHost(&dr.rec.Config) {
+		dr.d.domains.blame(tenant.Path(dr.rec.Config.Tenant), dr.key(), r)
+	}
 	if err != nil && (r.Cause == hv.CauseSetup || r.Cause == hv.CauseEngine) {
 		return nil, errors.New(describe(r))
 	}
@@ -238,6 +242,9 @@ func (dr *driver) judge(inst *driverInstance, r *hv.Report, detected, stopped ti
 	case hung && r.Fault != nil && r.Fault.Signal != 0:
 		// It was dying of a fault, too slowly: printing its stack, perhaps.
 		r.Cause, r.Signal, r.Message = hv.CauseSignal, r.Fault.Signal, "the program faulted and did not end within the heartbeat period"
+		e.crashed = time.Unix(0, inst.hungSince.Load())
+	case hung && inst.starved.Load():
+		r.Cause, r.Message = hv.CauseMemory, "the program got no memory, and did not end within the heartbeat period"
 		e.crashed = time.Unix(0, inst.hungSince.Load())
 	case hung && inst.lied.Load() != nil:
 		r.Cause, r.Message = hv.CauseProtocol, "the driver broke the rules of a ring: "+*inst.lied.Load()
@@ -475,6 +482,12 @@ func describe(r *hv.Report) string {
 		if r.Code != 0 && r.Fault != nil && r.Fault.Signal != 0 {
 			s += ", having taken signal " + unix.SignalName(unix.Signal(r.Fault.Signal))
 		}
+		if r.Message != "" {
+			s += ", " + r.Message
+		}
+		if r.Code != 0 && r.Said != "" {
+			s += ": " + r.Said
+		}
 		return s
 	case hv.CauseSignal:
 		s := "ended by signal " + unix.SignalName(unix.Signal(r.Signal))
@@ -485,7 +498,11 @@ func describe(r *hv.Report) string {
 	case hv.CauseStop:
 		return "stopped on request"
 	case hv.CauseMemory:
-		return "used up its memory reservation"
+		s := "used up its memory reservation"
+		if r.Message != "" {
+			s += ": " + r.Message
+		}
+		return s
 	}
 	if r.Message != "" {
 		return r.Message

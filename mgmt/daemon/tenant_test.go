@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/mgmt/api"
 	"github.com/grailos/grail/mgmt/fence"
@@ -30,7 +32,13 @@ func (r *rig) tenant(path string, s tenant.Share) {
 // startIn makes and starts a VM with a share.
 func (r *rig) startIn(name, path string, cpu float64, s tenant.Share) (api.VM, error) {
 	r.t.Helper()
-	ticket, release, err := api.HandOver(r.dirs.Handover(), map[api.Role]*os.File{api.RoleProgram: r.program("wait")})
+	return r.startProgramIn(name, "wait", path, cpu, s)
+}
+
+// startProgramIn is startIn for another fake program than one that waits.
+func (r *rig) startProgramIn(name, program, path string, cpu float64, s tenant.Share) (api.VM, error) {
+	r.t.Helper()
+	ticket, release, err := api.HandOver(r.dirs.Handover(), map[api.Role]*os.File{api.RoleProgram: r.program(program)})
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -132,6 +140,43 @@ func TestTenantWithVMs(t *testing.T) {
 		t.Error(err)
 	}
 	r.mustStartIn("v3", "a", 0, cpuShare(200))
+}
+
+// A bound below what is used is refused with both numbers, and changes nothing; one above it is kept.
+func TestMemoryLimitBelowUse(t *testing.T) {
+	r := newRig(t)
+	if err := r.d.domains.fence.Can(fence.Memory); err != nil {
+		t.Skipf("no cgroups here: %v", err)
+	}
+	r.tenant("a", tenant.Share{Memory: tenant.Memory{Limit: 1 << 30}})
+	v, err := r.startProgramIn("h", "gorge 48", "a", 0, tenant.Share{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.client.SignalVM(ctx(t), "h", int(unix.SIGUSR1)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it uses its memory", func() bool {
+		n, err := r.d.domains.fence.MemoryUsed("t.a")
+		return err == nil && n > 48<<20
+	})
+	err = r.patch("a", `{"memory":{"limit":33554432}}`)
+	if api.KindOf(err) != api.Refused || !strings.Contains(err.Error(), "cannot be limited to 32M of memory: its VMs use ") {
+		t.Errorf("below what is used: %v", err)
+	}
+	if list, err := r.client.Tenant(ctx(t), "a"); err != nil || list[0].Share.Memory.Limit != 1<<30 {
+		t.Errorf("after that: %+v, %v", list, err)
+	}
+	if err := r.patch("a", `{"memory":{"limit":134217728}}`); err != nil {
+		t.Errorf("above what is used: %v", err)
+	}
+	r.agree("limited")
+	if err := r.client.SignalVM(ctx(t), "h", int(unix.SIGUSR1)); err != nil {
+		t.Fatal(err)
+	}
+	if rep := r.wait(v); rep.Cause != hv.CauseSignal {
+		t.Errorf("%+v", rep)
+	}
 }
 
 // limit returns the CPU cap that the kernel has for the group of a process: quota and period in µs.

@@ -42,6 +42,9 @@ func (d *Daemon) newVM(rec *store.VM) *vm {
 // key names the VM in the tree of reservations.
 func (v *vm) key() tenant.Key { return tenant.Key{Kind: tenant.VM, Name: v.name()} }
 
+// parent is the tenant that the VM belongs to, which is fixed for its life.
+func (v *vm) parent() tenant.Path { return tenant.Path(v.rec.Config.Tenant) }
+
 // name is fixed for the VM's life.
 func (v *vm) name() string { return v.rec.Config.Name }
 
@@ -185,6 +188,7 @@ func (v *vm) reap(inst *instance, clients []*client) {
 	if m := v.d.vmmError(roleVM, v.name(), inst.generation); r.Cause == hv.CauseKilled && m != "" {
 		r.Message = m
 	}
+	v.d.domains.blame(v.parent(), v.key(), r)
 	inst.close()
 	v.overran(r)
 	v.d.domains.dismiss(v.key())

@@ -28,6 +28,8 @@ import (
 // "memory", "use N" (MiB, of which it gives back what it is asked for) "hoard N" (which gives nothing and ends of it) and
 // "hog" (whose VMM uses all memory that it can get). Drivers serve rings by copying the available index to the used index, and note that in their state region; "broken" ones end at once,
 // and "superstitious" ones when they find that a predecessor noted anything.
+//
+// A personality that is told to "gorge" uses up memory without end once it is sent a signal, or "gorge N" MiB.
 func Main() { (&fakeVM{}).main() }
 
 // fakeVM is one run.
@@ -46,6 +48,7 @@ type fakeVM struct {
 	memory        hv.MemoryState // and what is used of it
 	hoards        bool
 	state         *state.Log // from the first client on
+	eaten         [][]byte
 }
 
 type fakeClient struct {
@@ -130,6 +133,14 @@ func (v *fakeVM) run(f []string) {
 		v.end(hv.Report{Cause: hv.CauseSignal, Signal: <-v.signals})
 	case "memory":
 		v.end(hv.Report{Cause: hv.CauseMemory})
+	case "gorge":
+		<-v.signals
+		most := -1
+		if len(f) > 1 {
+			most = arg()
+		}
+		v.gorge(most)
+		v.end(hv.Report{Cause: hv.CauseSignal, Signal: <-v.signals})
 	case "io", "shy":
 		a := v.spec.Attachments[0]
 		for range arg() {
@@ -162,6 +173,17 @@ func (v *fakeVM) ownRings() {
 		}
 		v.spec.Attachments[next].Regions[0].FD = c.FD
 		next++
+	}
+}
+
+// gorge uses up so many MiB of memory; below 0: all that there is.
+func (v *fakeVM) gorge(mib int) {
+	for len(v.eaten) != mib {
+		b := make([]byte, 1<<20)
+		for i := 0; i < len(b); i += 4096 {
+			b[i] = 1
+		}
+		v.eaten = append(v.eaten, b)
 	}
 }
 

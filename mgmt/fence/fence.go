@@ -72,6 +72,9 @@ type hierarchy interface {
 
 // Tree is the cgroups of one caller. Its methods are safe for concurrent use.
 type Tree struct {
+	// Step, unless nil, is called before each change of a cgroup. Tests die there.
+	Step func()
+
 	name string
 	h    hierarchy // nil: none
 	can  map[Controller]error
@@ -171,6 +174,7 @@ func (t *Tree) Apply(group string, l Limits) error {
 		if known && t.in[group][c] && !differs(c, old, l) {
 			continue
 		}
+		t.step()
 		err := t.h.apply(c, group, t.resources(c, l, old))
 		if errors.Is(err, fs.ErrNotExist) {
 			err = t.h.apply(c, group, t.resources(c, l, old)) // what was above it has just been removed
@@ -313,7 +317,22 @@ func (t *Tree) Add(group string, pid int) error {
 	if len(in) == 0 || t.h.holds(in, group, pid) {
 		return nil
 	}
+	t.step()
 	return t.h.add(in, group, pid)
+}
+
+func (t *Tree) step() {
+	if t.Step != nil {
+		t.Step()
+	}
+}
+
+// Dir returns the directory in which the kernel keeps a group under a controller; empty where there are no cgroups.
+func (t *Tree) Dir(c Controller, group string) string {
+	if t.can[c] != nil {
+		return ""
+	}
+	return t.h.dir(c, group)
 }
 
 // Of returns the group that process pid is in, and false if it is in none of the tree's.
@@ -339,6 +358,7 @@ func (t *Tree) Remove(group string) error {
 		if t.can[c] != nil {
 			continue
 		}
+		t.step()
 		if err := os.Remove(t.h.dir(c, group)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}
@@ -479,14 +499,20 @@ func (t *Tree) MemoryUsed(group string) (uint64, error) {
 		return 0, err
 	}
 	for _, name := range []string{"memory.usage_in_bytes", "memory.current"} {
-		b, err := os.ReadFile(filepath.Join(t.h.dir(Memory, group), name))
+		n, err := number(filepath.Join(t.h.dir(Memory, group), name))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		if err != nil {
-			return 0, err
-		}
-		return strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
+		return n, err
 	}
 	return 0, nil // nothing runs there
+}
+
+// number reads a file with one number.
+func number(file string) (uint64, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseUint(strings.TrimSpace(string(b)), 10, 64)
 }

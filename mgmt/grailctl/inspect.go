@@ -127,6 +127,9 @@ func (c *cli) showVM(v api.VM) {
 	if r := v.Report; r != nil {
 		field(w, "cause", string(r.Cause))
 		field(w, "message", r.Message)
+		if r.Cause != hv.CauseExit || r.Code != 0 {
+			field(w, "said", r.Said)
+		}
 		showStats(w, r.Stats, r.Denied)
 		if f := r.Fault; f != nil && r.Cause == hv.CauseSignal {
 			showTrace(w, traceOf(v.Program, f))
