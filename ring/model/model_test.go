@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-var full = flag.Bool("full", false, "check the large bounds and all mutants, which takes most of a minute and half a GiB")
+var full = flag.Bool("full", false, "check the large bounds and all mutants, which takes a minute or two and half a GiB")
 
 // One run of the models. Options are -D names without that.
 type run struct {
@@ -32,6 +32,13 @@ const (
 	again  = "GRAILD_ONLY N=2 GRAILD=1 DEATHS=2"
 )
 
+// What is checked of epoch.pml: with graild's deaths; without; without liars.
+const (
+	one    = "N=1"
+	steady = "N=1 GRAILD=0"
+	honest = "N=2 LIES=0"
+)
+
 var runs = []run{
 	{model: "notify"},
 	{model: "notify", options: "FLAGS"},
@@ -43,6 +50,11 @@ var runs = []run{
 	{model: "handover", options: two, full: true},
 	{model: "handover", options: three, full: true},
 	{model: "handover", options: again, full: true},
+	{model: "epoch", options: one},
+	{model: "epoch", options: "N=2", full: true},
+	{model: "epoch", options: "N=2 GRAILD=0 RENEW", full: true},
+	{model: "epoch", options: "N=2 GRAILD=0 LIES=2", full: true},
+	{model: "epoch", options: "N=3 GRAILD=0", full: true},
 
 	// The needed event is that of the last request and not of any in the batch.
 	{model: "notify", options: "MUTANT_EVENT", wants: asleep, full: true},
@@ -78,6 +90,23 @@ var runs = []run{
 	{model: "handover", options: graild + " MUTANT_SCAN", wants: "assertion violated"},
 	// Nor waits for the lock of the backing file when there is no spare.
 	{model: "handover", options: graild + " NOSPARE MUTANT_SCAN MUTANT_LOCK", wants: "assertion violated", full: true},
+
+	// A ring that is broken is recovered by its log, as any other.
+	{model: "epoch", options: steady + " MUTANT_TRUST", wants: "assertion violated", full: true},
+	// The epoch changes before the liar is reaped, or has let go of the client.
+	{model: "epoch", options: steady + " MUTANT_EPOCH", wants: "assertion violated"},
+	{model: "epoch", options: steady + " RENEW MUTANT_RENEW", wants: "assertion violated", full: true},
+	{model: "epoch", options: steady + " MUTANT_REAP", wants: `assertion violated \(owner==`, full: true},
+	// The next instance is attached before the client has started its ring anew.
+	{model: "epoch", options: steady + " MUTANT_WAIT", wants: "assertion violated", full: true},
+	// Used ring and log are cleared before that.
+	{model: "epoch", options: steady + " MUTANT_EARLY", wants: `assertion violated landed\[r\]`},
+	// The client says so before it has begun.
+	{model: "epoch", options: steady + " MUTANT_ACK", wants: "assertion violated", full: true},
+	// It begins where a new ring does, and not where the used index stands.
+	{model: "epoch", options: steady + " MUTANT_BASE", wants: "assertion violated", full: true},
+	// That the log was cleared is known to graild alone, which dies.
+	{model: "epoch", options: honest + " MUTANT_KEPT", wants: `assertion violated  !\(told`},
 }
 
 // asleep is spin's word for a deadlock: everybody sleeps and requests wait.
