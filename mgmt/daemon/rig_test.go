@@ -19,10 +19,14 @@ import (
 	"github.com/grailos/grail/mgmt/place"
 )
 
-// TestMain makes the test binary stand in for grailvm.
+// TestMain makes the test binary stand in for grailvm, and for a graild that dies.
 func TestMain(m *testing.M) {
 	if os.Args[0] == "grailvm" {
 		fakevm.Main()
+	}
+	if os.Getenv(victimEnv) != "" {
+		victim()
+		return
 	}
 	os.Exit(m.Run())
 }
