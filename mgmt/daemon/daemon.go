@@ -102,6 +102,7 @@ func Open(dirs place.Dirs, log *slog.Logger, version string) (_ *Daemon, err err
 		d.store.Close()
 		return nil, err
 	}
+	d.background.Go(d.removeOrphans)
 	d.background.Go(d.govern)
 	d.background.Go(d.repay)
 	return d, nil
