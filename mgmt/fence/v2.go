@@ -71,17 +71,22 @@ func (h *v2) convert(c Controller, res *specs.LinuxResources) *cgroup2.Resources
 }
 
 func (h *v2) apply(c Controller, group string, res *specs.LinuxResources) error {
-	r := h.convert(c, res)
 	if c != Set {
-		_, err := cgroup2.NewManager(mount, h.path(group), r)
+		_, err := cgroup2.NewManager(mount, h.path(group), h.convert(c, res))
 		return err
 	}
-	// The library switches a controller on only where there is a value to write.
-	if r.CPU.Cpus == "" {
-		return os.WriteFile(filepath.Join(h.dir(c, group), "cpuset.cpus"), []byte("\n"), 0)
+	// The library switches this controller on only together with that of shares, and only where there is a value to write: none stands for the parent's.
+	if err := os.MkdirAll(h.dir(c, group), 0o755); err != nil {
+		return err
 	}
-	_, err := cgroup2.NewManager(mount, h.path(group), r)
-	return err
+	m, err := cgroup2.Load(h.path(group), cgroup2.WithMountpoint(mount))
+	if err == nil {
+		err = m.ToggleControllers([]string{string(Set)}, cgroup2.Enable)
+	}
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(h.dir(c, group), "cpuset.cpus"), []byte(res.CPU.Cpus+"\n"), 0)
 }
 
 // Bounds of cpu.weight (Linux, cgroup-v2.rst).
