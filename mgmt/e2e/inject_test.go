@@ -51,6 +51,8 @@ var faults = []injected{
 	{kind: "io:error", set: []string{"transient=1", "n=5"}},
 	{kind: "io:short", set: []string{"n=50"}},
 	{kind: "io:slow", set: []string{"ms=150", "n=2"}},
+	{kind: "ring:driver", cause: []hv.Cause{hv.CauseProtocol}},
+	{kind: "ring:driver", set: []string{"lie=log-index"}, cause: []hv.Cause{hv.CauseProtocol}},
 	{kind: "bell:lost", set: []string{"n=3"}},
 	{kind: "bell:double", set: []string{"n=50"}},
 	{kind: "bell:storm", set: []string{"ms=300"}},
@@ -60,7 +62,7 @@ var faults = []injected{
 	{kind: "hang:syscall", cause: []hv.Cause{hv.CauseHang}},
 	{kind: "hang:deadlock", cause: []hv.Cause{hv.CauseHang}},
 	{kind: "stall", cause: []hv.Cause{hv.CauseStall}},
-	{kind: "memory", cause: append([]hv.Cause{hv.CauseMemory}, dies...)},
+	{kind: "memory", cause: []hv.Cause{hv.CauseMemory, hv.CauseHang}}, // the latter where its last word takes too long
 }
 
 // inject makes a fault in driver blk0.
@@ -110,6 +112,7 @@ func TestInjectedFaults(t *testing.T) {
 		r.ctl("driver", "create", "blk", "blk0", "--engine", string(r.engine), "--disk", "d="+r.disk(32<<20))
 		v := r.verify("blk0/d", 20*time.Second)
 		r.eventually("the client", r.serving("blk0", 1))
+		hangs, traced := 0, 0
 		for i, f := range faults {
 			k := api.LookupFault(f.kind)
 			if k == nil {
@@ -136,9 +139,19 @@ func TestInjectedFaults(t *testing.T) {
 			if !slices.Contains(f.cause, c.Cause) {
 				r.t.Errorf("%s: cause %s, want one of %v", f.kind, c.Cause, f.cause)
 			}
+			if c.Cause == hv.CauseHang {
+				hangs++
+				if c.Trace != nil && len(c.Trace.Stack) > 0 && c.Report.Fault.Signal == 0 {
+					traced++
+				}
+			}
 			if c.Injected != f.kind || c.InjectedSeed != seed {
 				r.t.Errorf("%s: recorded as %q with seed %d", f.kind, c.Injected, c.InjectedSeed)
 			}
+		}
+		// A process that is too slow over its last word is killed without one.
+		if r.t.Logf("%d of %d hangs have a stack", traced, hangs); r.engine == hv.EngineProcess && traced == 0 {
+			r.t.Error("no crash record of a hang has a stack")
 		}
 		var done api.Injected
 		if err := json.Unmarshal([]byte(r.ctl("inject", "blk0", "bell:storm", "--seed", "7", "--set", "ms=1", "--json")), &done); err != nil || done.Seed != 7 {

@@ -1,10 +1,13 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/grailos/grail/hv"
 )
@@ -29,6 +32,44 @@ func TestDriverLies(t *testing.T) {
 			}
 		}
 		r.ctl("driver", "rm", "blk0")
+	})
+}
+
+// A switch that breaks the rules of its rings, which have no log, is found out as well, while two VMs talk through it: what it delivers is what was sent, and
+// who gets no answer asks again.
+func TestSwitchLies(t *testing.T) {
+	onEngines(t, func(r *rig) {
+		r.ctl("driver", "create", "net", "net0", "--engine", string(r.engine), "--port", "web", "--port", "user")
+		r.startServer("server", "web")
+		r.ctl(r.netcheck("user", "ping", "-count", "1", "web")...)
+		echo := r.command(r.netcheck("user", "echo", "-time", "5m", "10.77.0.2")...)
+		var out bytes.Buffer
+		echo.Stdout, echo.Stderr = &out, &out
+		if err := echo.Start(); err != nil {
+			r.t.Fatal(err)
+		}
+		r.eventually("two VMs are plugged in", r.plugged(1, 2))
+		lies := []string{"used-jump", "used-back", "used-id", "used-length", "wild"}
+		for i, lie := range lies {
+			r.lie("net0", "lie:"+lie)
+			r.eventually("found out "+lie, func() bool { return len(r.crashes("net0")) == i+1 })
+			r.eventually("recovered from "+lie, r.plugged(i+2, 2))
+		}
+		if err := echo.Process.Signal(unix.SIGINT); err != nil {
+			r.t.Fatal(err)
+		}
+		if got := code(r.t, echo.Wait()); got != 0 || !strings.HasPrefix(out.String(), "ok: ") {
+			r.t.Errorf("echo: exit code %d, %q", got, out.String())
+		}
+		r.t.Log(strings.TrimSpace(out.String()))
+		for i, c := range r.crashes("net0") {
+			if c.Cause != hv.CauseProtocol || c.Injected != "lie:"+lies[i] || !strings.Contains(c.Message, "rules of a ring") {
+				r.t.Errorf("crash %d: %s, %s, injected %q", i, c.Cause, c.Message, c.Injected)
+			}
+		}
+		r.ctl("rm", "-f", "server")
+		r.eventually("no clients", func() bool { return len(r.driver("net0").Clients) == 0 })
+		r.ctl("driver", "rm", "net0")
 	})
 }
 
