@@ -145,7 +145,7 @@ func (r *rig) agree(when string) {
 	for _, g := range plan {
 		for c, files := range map[fence.Controller][]string{
 			fence.CPU:    {"cpu.shares", "cpu.cfs_quota_us", "cpu.cfs_period_us", "cpu.weight", "cpu.max"},
-			fence.Memory: {"memory.limit_in_bytes", "memory.max"}, fence.Threads: {"pids.max"}, fence.Set: {"cpuset.cpus"},
+			fence.Memory: {"memory.limit_in_bytes", "memory.max", "memory.min"}, fence.Threads: {"pids.max"}, fence.Set: {"cpuset.cpus"},
 		} {
 			for _, f := range files {
 				b, err := os.ReadFile(filepath.Join(ref.Dir(c, g.Path), f))

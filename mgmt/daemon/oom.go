@@ -32,7 +32,7 @@ func (dm *domains) arrives(group string) {
 // blame makes the report of a run that nobody asked to end say that the kernel killed its process for want of memory, if it has.
 func (dm *domains) blame(parent tenant.Path, key tenant.Key, r *hv.Report) {
 	switch {
-	case r.Cause == hv.CauseKilled, r.Cause == hv.CauseEngine, r.Cause == hv.CauseSignal && r.Signal == int(unix.SIGKILL):
+	case r.Cause == hv.CauseKilled, r.Cause == hv.CauseEngine, r.Cause == hv.CauseSetup, r.Cause == hv.CauseSignal && r.Signal == int(unix.SIGKILL):
 	default:
 		return
 	}
@@ -48,12 +48,12 @@ func (dm *domains) blame(parent tenant.Path, key tenant.Key, r *hv.Report) {
 	full, limit, ok := dm.fence.Full(group)
 	switch most := tenant.MemoryBytes.Format(int64(limit)); {
 	case !ok:
-		r.Message = "the kernel killed its process, since the host had no memory left"
+		r.Message = "the host's kernel ended the VM's processes, since there was no memory left"
 	case full == group:
-		r.Message = fmt.Sprintf("the kernel killed its process, which may use %s of memory, %s of that for itself and the rest for the guest", most,
-			tenant.MemoryBytes.Format(vmmOverhead))
+		r.Message = fmt.Sprintf("the VM's processes used more than the %s that they may, %s for the guest and %s for the VMM; the host's kernel ended them", most,
+			tenant.MemoryBytes.Format(int64(limit-min(limit, vmmOverhead))), tenant.MemoryBytes.Format(vmmOverhead))
 	default:
-		r.Message = fmt.Sprintf("the kernel killed its process, since all that runs %s may use %s of memory together", ofGroup(full), most)
+		r.Message = fmt.Sprintf("the host's kernel ended the VM's processes, since all that runs %s may use %s together", ofGroup(full), most)
 	}
 }
 

@@ -190,7 +190,6 @@ func (v *vm) reap(inst *instance, clients []*client) {
 	}
 	v.d.domains.blame(v.parent(), v.key(), r)
 	inst.close()
-	v.overran(r)
 	v.d.domains.dismiss(v.key())
 	v.mu.Lock()
 	v.inst, v.clients, v.rec.Lent = nil, nil, false

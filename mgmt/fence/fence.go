@@ -472,27 +472,6 @@ func (t *Tree) Procs(group string) (pids []int) {
 	return pids
 }
 
-// Limits returns what was last applied to a group, and false if nothing was.
-func (t *Tree) Limits(group string) (Limits, bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	l, ok := t.have[group]
-	return l, ok
-}
-
-// MemoryKills returns how many processes of a group the host's kernel has ended because the group used more memory than it may.
-func (t *Tree) MemoryKills(group string) uint64 {
-	if t.can[Memory] != nil {
-		return 0
-	}
-	kills := uint64(0)
-	for _, name := range []string{"memory.events", "memory.oom_control"} {
-		n, _ := stat(filepath.Join(t.h.dir(Memory, group), name), "oom_kill")
-		kills += n
-	}
-	return kills
-}
-
 // MemoryUsed returns how much memory a group and those below it use, in bytes.
 func (t *Tree) MemoryUsed(group string) (uint64, error) {
 	if err := t.can[Memory]; err != nil {

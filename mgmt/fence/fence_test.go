@@ -182,33 +182,3 @@ func TestPathsBelowTheCallersName(t *testing.T) {
 		t.Error("another caller's name was taken for ours")
 	}
 }
-
-// A process that the kernel ends because its group used more memory than it may is counted there, and nowhere else.
-func TestMemoryKills(t *testing.T) {
-	tree := open(t, CPU, Memory)
-	apply(t, tree, Group{"v.small", Limits{Weight: Parts, MemoryBytes: 24 << 20, ReservedBytes: 4 << 20}}, Group{"v.other", Limits{Weight: Parts, MemoryBytes: 24 << 20}})
-	cmd := exec.Command("sh", "-c", "read x; exec tail /dev/zero") // which keeps the last line, and that has no end
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	if err := tree.Add("v.small", cmd.Process.Pid); err != nil {
-		t.Fatal(err)
-	}
-	if n := tree.MemoryKills("v.small"); n != 0 {
-		t.Errorf("%d processes were ended before", n)
-	}
-	fmt.Fprintln(in)
-	if err := cmd.Wait(); err == nil {
-		t.Error("a process with all the memory that it wants")
-	}
-	if n, other := tree.MemoryKills("v.small"), tree.MemoryKills("v.other"); n != 1 || other != 0 {
-		t.Errorf("%d processes were ended, %d of another group", n, other)
-	}
-	if l, ok := tree.Limits("v.small"); !ok || l.MemoryBytes != 24<<20 {
-		t.Errorf("%+v, %v", l, ok)
-	}
-}
