@@ -25,7 +25,7 @@ const (
 	walkWindow    = 100 * time.Millisecond
 )
 
-// sharesMem measures how much slower a VM becomes while 64 others sit on all the memory that admission has to give away, all of it touched.
+// sharesMem measures how much slower a VM is while 64 others sit on all the memory that admission has to give away, all of it touched, than before and after.
 func sharesMem(b *bench) (_ []Result, err error) {
 	if b.engine != hv.EngineKVM {
 		return nil, fmt.Errorf("%w: engine process does not prefault what is reserved", errSkipped)
@@ -107,6 +107,12 @@ func sharesMem(b *bench) (_ []Result, err error) {
 			return nil, fmt.Errorf("VM %d of %d did not keep its memory: %+v", i+1, memoryVMs, r)
 		}
 	}
+	// The machine may have become slower or faster by itself.
+	ended := time.Since(begun)
+	if err := b.pause(settle + length); err != nil {
+		return nil, err
+	}
+	after := time.Since(begun)
 	if err := d.SignalVM(b.ctx, "vm-"+neighbour.name, int(unix.SIGTERM)); err != nil {
 		return nil, err
 	}
@@ -121,15 +127,16 @@ func sharesMem(b *bench) (_ []Result, err error) {
 		}
 		return median(values(w[i:k], func(n int) float64 { return float64(n) }))
 	}
-	was, is, meanwhile := rate(settle, before), rate(filled+settle, sitting), rate(touching, filled)
-	if was == 0 || is == 0 {
+	first, last := rate(settle, before), rate(ended+settle, after)
+	was, is, meanwhile := (first+last)/2, rate(filled+settle, sitting), rate(touching, filled)
+	if first == 0 || last == 0 || is == 0 {
 		return nil, fmt.Errorf("the neighbour counted %d windows, too few", len(neighbour.result.Windows))
 	}
-	r := newResult("shares_mem", "% slower", less, []float64{100 * (was/is - 1)}, "", nil)
+	r := newResult("shares_mem", "% slower", less, []float64{max(100*(was/is-1), 0)}, "", nil)
 	r.bar.most = 2
 	r.note = fmt.Sprintf("asked %d MiB for each of %d VMs, the last MiB of what the host gives away; got %d MiB prefaulted and kept for each, of which its guest uses %d MiB at least; none was killed, and all kept what they wrote\n"+
-		"all touched it within %.1f s, during which the neighbour did %.1f %% less\none more VM: %v",
-		each>>20, memoryVMs, each>>20, used>>20, (filled - touching).Seconds(), 100*(1-meanwhile/was), refusal)
+		"all touched it within %.1f s, during which the neighbour did %.1f %% less; %.0f rounds in 100 ms before, %.0f beside them and %.0f after\none more VM: %v",
+		each>>20, memoryVMs, each>>20, used>>20, (filled - touching).Seconds(), 100*(1-meanwhile/was), first, is, last, refusal)
 	return []Result{r}, nil
 }
 
@@ -203,7 +210,7 @@ func (b *bench) startReserved(name string, bytes uint64) error {
 
 // touched waits until all VMs use all their memory but for what their programs leave to themselves, and returns how much the one that uses least uses.
 func (b *bench) touched(each uint64) (least uint64, err error) {
-	const leave = 5 << 20
+	const leave = 2 << 20
 	for i, end := 0, time.Now().Add(2*time.Minute); i < memoryVMs; {
 		v, err := b.daemon.VM(b.ctx, memoryVM(i))
 		if err != nil {

@@ -11,8 +11,8 @@ import (
 
 // How the kind fill goes about it, in bytes.
 const (
-	fillStep  = 1 << 20
-	fillLeave = 2 << 20 // what it leaves to itself of the VM's memory
+	fillStep  = 256 << 10
+	fillLeave = 1 << 20 // what it leaves to itself of the VM's memory
 	pageBytes = 4096
 )
 
