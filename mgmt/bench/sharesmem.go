@@ -55,7 +55,22 @@ func sharesMem(b *bench) (_ []Result, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, b.hostMemory(0)) }()
-	if err := b.pause(settle + length); err != nil {
+	had := map[string]float64{} // processor time of the neighbour, in seconds, in the phases
+	phase := func(name string) error {
+		x, err := b.usage(settle)
+		if err != nil {
+			return err
+		}
+		y, err := b.usage(length)
+		if err != nil {
+			return err
+		}
+		if u, v := x[neighbour.name], y[neighbour.name]; u != nil && v != nil {
+			had[name] = float64(v.UsedNs-u.UsedNs) / float64(v.Time.Sub(u.Time))
+		}
+		return nil
+	}
+	if err := phase("before"); err != nil {
 		return nil, err
 	}
 	before := time.Since(begun)
@@ -87,7 +102,7 @@ func sharesMem(b *bench) (_ []Result, err error) {
 		return nil, err
 	}
 	filled := time.Since(begun)
-	if err := b.pause(settle + length); err != nil {
+	if err := phase("beside"); err != nil {
 		return nil, err
 	}
 	sitting := time.Since(begun)
@@ -109,7 +124,7 @@ func sharesMem(b *bench) (_ []Result, err error) {
 	}
 	// The machine may have become slower or faster by itself.
 	ended := time.Since(begun)
-	if err := b.pause(settle + length); err != nil {
+	if err := phase("after"); err != nil {
 		return nil, err
 	}
 	after := time.Since(begun)
@@ -135,8 +150,9 @@ func sharesMem(b *bench) (_ []Result, err error) {
 	r := newResult("shares_mem", "% slower", less, []float64{max(100*(was/is-1), 0)}, "", nil)
 	r.bar.most = 2
 	r.note = fmt.Sprintf("asked %d MiB for each of %d VMs, the last MiB of what the host gives away; got %d MiB prefaulted and kept for each, of which its guest uses %d MiB at least; none was killed, and all kept what they wrote\n"+
-		"all touched it within %.1f s, during which the neighbour did %.1f %% less; %.0f rounds in 100 ms before, %.0f beside them and %.0f after\none more VM: %v",
-		each>>20, memoryVMs, each>>20, used>>20, (filled - touching).Seconds(), 100*(1-meanwhile/was), first, is, last, refusal)
+		"all touched it within %.1f s, during which the neighbour did %.1f %% less; %.0f rounds in 100 ms before, %.0f beside them and %.0f after,\n"+
+		"with %.0f, %.0f and %.0f %% of a processor: the host's other processes want some, too\none more VM: %v",
+		each>>20, memoryVMs, each>>20, used>>20, (filled - touching).Seconds(), 100*(1-meanwhile/was), first, is, last, 100*had["before"], 100*had["beside"], 100*had["after"], refusal)
 	return []Result{r}, nil
 }
 
