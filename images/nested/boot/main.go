@@ -22,7 +22,7 @@ import (
 func main() {
 	opt := options{}
 	flag.StringVar(&opt.build, "build", "build/nested", "folder for everything that is made")
-	flag.DurationVar(&opt.limit, "limit", 5*time.Minute, "time after which a machine is stopped")
+	flag.DurationVar(&opt.limit, "limit", 10*time.Minute, "time after which a machine is stopped")
 	kinds := flag.String("on", "", "run only the machines whose names match this regular expression: "+kindNames())
 	flag.IntVar(&opt.memoryMiB, "memory", 1536, "its memory in MiB")
 	only := flag.String("only", "", "run only the steps whose names match this regular expression")
