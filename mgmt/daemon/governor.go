@@ -182,9 +182,11 @@ func (g *governor) measure(dt time.Duration) map[tenant.Key]tenant.Milli {
 			u := given[k]
 			u.Hungry = true
 			if u.Used < d {
-				waited[k] = dm.waited(k)
+				var ready bool
+				waited[k], ready = dm.waited(k)
 				was, known := g.waited[k]
-				u.Hungry = !known || waited[k]-was > dt*hungryPart/100
+				// Who sleeps now had what it wanted, if late: 60 idle VMs wait for their turns all the time, and want next to nothing.
+				u.Hungry = !known || ready && waited[k]-was > dt*hungryPart/100
 			}
 			given[k] = u
 		}
@@ -250,19 +252,22 @@ func (dm *domains) parents() map[tenant.Key]bool {
 	return m
 }
 
-// waited returns for how long the threads in a node have waited for a processor. The caller holds dm.mu.
-func (dm *domains) waited(key tenant.Key) (sum time.Duration) {
+// waited returns for how long the threads in a node have waited for a processor, and whether one of them is ready to run now. The caller holds dm.mu.
+func (dm *domains) waited(key tenant.Key) (sum time.Duration, ready bool) {
 	for _, pid := range dm.fence.Procs(dm.groups[key]) {
 		for _, t := range processTimes(pid) {
 			sum += time.Duration(t.waited)
+			ready = ready || t.eager
 		}
 	}
 	for _, k := range dm.tree.Children(key) {
 		if dm.groups[k] != "" {
-			sum += dm.waited(k)
+			more, any := dm.waited(k)
+			sum += more
+			ready = ready || any
 		}
 	}
-	return sum
+	return sum, ready
 }
 
 // processTimes returns what the kernel accounted to the threads of one process.
