@@ -66,6 +66,9 @@ func (dr *driver) inject(ctx context.Context, req api.Inject) (api.Injected, err
 	dr.expect(injection{how: req.Kind, seed: req.Seed, at: time.Now()})
 	if done.What, err = dr.makeFault(inst, &req); err != nil {
 		dr.expect(injection{})
+		if inst.gone() || errors.Is(err, hv.ErrClosed) {
+			err = api.Errorf(api.Busy, "driver %s has just died by itself; try again when it is ready", dr.name())
+		}
 		return none, err
 	}
 	dr.d.log.Info("fault injected", "driver", dr.name(), "kind", req.Kind, "seed", req.Seed, "what", done.What)

@@ -73,10 +73,14 @@ func (r *rig) inject(f injected, seed uint64) (done api.Injected) {
 		k, v, _ := strings.Cut(s, "=")
 		req.Set[k] = v
 	}
-	done, err := r.client.InjectDriver(context.Background(), "blk0", req)
-	if err != nil {
-		r.t.Fatalf("%s: %v", f.kind, err)
-	}
+	r.eventually("injected "+f.kind, func() bool {
+		var err error
+		done, err = r.client.InjectDriver(context.Background(), "blk0", req)
+		if err != nil && api.KindOf(err) != api.Busy { // one before may kill it in just that moment
+			r.t.Fatalf("%s: %v", f.kind, err)
+		}
+		return err == nil
+	})
 	r.t.Logf("%s %v: %s", f.kind, f.set, done.What)
 	if done.Kind != f.kind || done.Seed != seed || done.What == "" || done.Target == "" {
 		r.t.Errorf("answer %+v", done)
@@ -122,8 +126,11 @@ func TestInjectedFaults(t *testing.T) {
 				continue
 			}
 			seed := uint64(1000 + i)
-			// A fault before may have killed it a little later.
+			// A fault before may have killed it a little later, or be about to.
 			r.eventually("ready for "+f.kind, r.serves(1))
+			if i > 0 && f.cause != nil && faults[i-1].cause == nil {
+				r.ctl("driver", "restart", "blk0")
+			}
 			d, before := r.blk0()
 			r.inject(f, seed)
 			if f.cause == nil {
