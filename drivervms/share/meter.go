@@ -6,6 +6,7 @@ import "time"
 type Account struct {
 	CPU time.Duration // charged until now
 
+	cost   int64 // noted in this round
 	spent  int64 // ns on the caller's clock since the last Settle
 	before int64 // the same, of the last period in which there was any
 	open   bool  // is among Meter.open
@@ -23,6 +24,8 @@ type Use struct {
 type Meter struct {
 	Own time.Duration // charged to nobody: before the first client was served
 
+	round []*Account // with cost noted in this round
+	cost  int64      // noted in this round
 	open  []*Account // with time spent in this period
 	last  []*Account // of the last period with any
 	total int64      // spent in this period
@@ -30,8 +33,38 @@ type Meter struct {
 	used  time.Duration
 }
 
-// Spend notes time spent for an account, in ns. It allocates only while there are more accounts than ever before.
-func (m *Meter) Spend(a *Account, ns int64) {
+// Note notes what was done for an account in the round at hand, as it costs. It allocates only while there are more accounts than ever before.
+func (m *Meter) Note(a *Account, cost int64) {
+	if cost <= 0 {
+		return
+	}
+	if a.cost == 0 {
+		m.round = append(m.round, a)
+	}
+	a.cost += cost
+	m.cost += cost
+}
+
+// Noted returns what was noted in the round at hand.
+func (m *Meter) Noted() int64 { return m.cost }
+
+// Round ends a round that took so many ns: they were spent for the accounts as was noted. It reports whether anything was.
+func (m *Meter) Round(ns int64) bool {
+	for _, a := range m.round {
+		if a.cost == m.cost {
+			m.spend(a, ns)
+		} else {
+			m.spend(a, int64(float64(ns)*float64(a.cost)/float64(m.cost)))
+		}
+		a.cost = 0
+	}
+	any := len(m.round) > 0
+	m.round, m.cost = m.round[:0], 0
+	return any
+}
+
+// spend notes time spent for an account, in ns.
+func (m *Meter) spend(a *Account, ns int64) {
 	if ns <= 0 {
 		return
 	}
@@ -76,10 +109,11 @@ func (m *Meter) Settle(used time.Duration) {
 
 // Forget ends an account. What it was charged stays charged to it.
 func (m *Meter) Forget(a *Account) {
+	m.cost -= a.cost
 	m.total -= a.spent
 	m.sum -= a.before
-	m.open, m.last = without(m.open, a), without(m.last, a)
-	a.spent, a.before, a.open = 0, 0, false
+	m.round, m.open, m.last = without(m.round, a), without(m.open, a), without(m.last, a)
+	a.cost, a.spent, a.before, a.open = 0, 0, 0, false
 	if len(m.last) == 0 {
 		m.sum = 0
 	}

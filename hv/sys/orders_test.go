@@ -21,7 +21,7 @@ type fakeMemory struct {
 	size, reserved uint64
 	use            uint64
 	forced         int
-	stubborn       bool // nothing can be taken by force
+	unyielding     bool // nothing can be taken by force
 	onAsk          func()
 }
 
@@ -52,7 +52,7 @@ func (f *fakeMemory) enforce(target uint64) (uint64, bool) {
 	if f.use <= target {
 		return 0, true
 	}
-	if f.stubborn {
+	if f.unyielding {
 		return 0, false
 	}
 	taken := f.use - target
@@ -146,7 +146,7 @@ func TestOrders(t *testing.T) {
 			hv.Reclaimed{Bound: 32 * mib, Target: 28 * mib, Before: 60 * mib, Taken: 32 * mib, After: 28 * mib}},
 		{"has no time", hv.Reclaim{Bytes: 32 * mib}, &fakeMemory{size: 64 * mib, use: 60 * mib}, nil,
 			hv.Reclaimed{Bound: 32 * mib, Target: 28 * mib, Before: 60 * mib, Taken: 32 * mib, After: 28 * mib}},
-		{"cannot be forced", hv.Reclaim{Bytes: 32 * mib}, &fakeMemory{size: 64 * mib, use: 60 * mib, stubborn: true}, nil,
+		{"cannot be forced", hv.Reclaim{Bytes: 32 * mib}, &fakeMemory{size: 64 * mib, use: 60 * mib, unyielding: true}, nil,
 			hv.Reclaimed{Bound: 32 * mib, Target: 28 * mib, Before: 60 * mib, After: 60 * mib, Ended: true}},
 		{"has nothing to give", hv.Reclaim{Bytes: 32 * mib, WithinMs: hour}, &fakeMemory{size: 64 * mib, use: 10 * mib}, nil,
 			hv.Reclaimed{Bound: 32 * mib, Target: 28 * mib, Before: 10 * mib, After: 10 * mib}},

@@ -42,8 +42,8 @@ func (p *ProcessGuest) Starved() bool {
 	return starved(p.cfg.Table.Said(), false, &process.Exit{}, true)
 }
 
-// goFatal is the exit code of a Go program whose runtime gives up.
-const goFatal = 2
+// goThrow is the exit code of a Go program whose runtime gives up.
+const goThrow = 2
 
 // starved reports whether a guest that failed did so for want of memory. The host's kernel refuses memory without a word to anybody but the program, so
 // it is the program's runtime that knows: said is how it began to say so. A guest that lies here lies about itself alone.
@@ -54,7 +54,7 @@ func starved(said string, near bool, exit *process.Exit, stopped bool) bool {
 		return true
 	case !strings.HasPrefix(said, golang):
 		return false
-	case !stopped && exit.Code != goFatal && exit.Signal != unix.SIGABRT:
+	case !stopped && exit.Code != goThrow && exit.Signal != unix.SIGABRT:
 		return false // it had survived that
 	}
 	// Where Go's runtime does not check what it was given, the error is another one.

@@ -100,7 +100,6 @@ func (g *Guest) lostMemory(addr uint64) End {
 
 // exitEnd is how a guest ends that exits by itself. A program in Go that does not survive the loss of memory exits with goThrow.
 func (g *Guest) exitEnd(code int) End {
-	const goThrow = 2
 	if addr := g.lost.Load(); addr != 0 && code == goThrow && g.goRuntime {
 		e := g.lostMemory(addr)
 		e.Signal, e.Code = 0, code

@@ -179,6 +179,18 @@ func (b *bench) startShare(s *sharer) error {
 	if _, err := d.CreateTenant(b.ctx, api.CreateTenant{Path: s.name, Share: tenant.Share{CPU: tenant.CPU{Guarantee: s.guarantee}}}); err != nil {
 		return err
 	}
+	var w *os.File
+	if s.out, w, err = os.Pipe(); err != nil {
+		return err
+	}
+	defer w.Close()
+	cfg := api.VMConfig{Name: "vm-" + s.name, MemoryBytes: loadMemory, Tenant: s.name, Args: []string{"-kind", s.kind, "-for", longest.String()}}
+	cfg.Share.CPU.RealTime = s.rt
+	return b.startLoad(cfg, w)
+}
+
+// startLoad starts a native VM with the program load, which prints to stdout if that is not nil.
+func (b *bench) startLoad(cfg api.VMConfig, stdout *os.File) error {
 	program, err := b.example("load")
 	if err != nil {
 		return err
@@ -188,20 +200,17 @@ func (b *bench) startShare(s *sharer) error {
 		return err
 	}
 	defer f.Close()
-	var w *os.File
-	if s.out, w, err = os.Pipe(); err != nil {
-		return err
+	files := map[api.Role]*os.File{api.RoleProgram: f}
+	if stdout != nil {
+		files[api.RoleStdout] = stdout
 	}
-	defer w.Close()
-	ticket, release, err := api.HandOver(b.dirs().Handover(), map[api.Role]*os.File{api.RoleProgram: f, api.RoleStdout: w})
+	ticket, release, err := api.HandOver(b.dirs().Handover(), files)
 	if err != nil {
 		return err
 	}
 	defer release()
-	cfg := api.VMConfig{Name: "vm-" + s.name, Personality: api.Native, Engine: b.engine, MemoryBytes: loadMemory, Tenant: s.name, Program: program,
-		Args: []string{"-kind", s.kind, "-for", longest.String()}}
-	cfg.Share.CPU.RealTime = s.rt
-	_, err = d.CreateVM(b.ctx, api.CreateVM{Config: cfg, Start: &api.StartVM{Ticket: ticket, Wait: true}})
+	cfg.Personality, cfg.Engine, cfg.Program = api.Native, b.engine, program
+	_, err = b.daemon.CreateVM(b.ctx, api.CreateVM{Config: cfg, Start: &api.StartVM{Ticket: ticket, Wait: true}})
 	return err
 }
 

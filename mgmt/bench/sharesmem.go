@@ -204,24 +204,8 @@ func (b *bench) narrowHost(free int64) error {
 
 // startReserved starts a VM whose whole memory is reserved.
 func (b *bench) startReserved(name string, bytes uint64) error {
-	program, err := b.example("load")
-	if err != nil {
-		return err
-	}
-	f, err := os.Open(program)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	ticket, release, err := api.HandOver(b.dirs().Handover(), map[api.Role]*os.File{api.RoleProgram: f})
-	if err != nil {
-		return err
-	}
-	defer release()
-	cfg := api.VMConfig{Name: name, Personality: api.Native, Engine: b.engine, MemoryBytes: bytes, Program: program, Args: []string{"-kind", "fill", "-for", longest.String()},
-		Share: tenant.Share{Memory: tenant.Memory{Reserved: int64(bytes)}}}
-	_, err = b.daemon.CreateVM(b.ctx, api.CreateVM{Config: cfg, Start: &api.StartVM{Ticket: ticket, Wait: true}})
-	return err
+	return b.startLoad(api.VMConfig{Name: name, MemoryBytes: bytes, Args: []string{"-kind", "fill", "-for", longest.String()},
+		Share: tenant.Share{Memory: tenant.Memory{Reserved: int64(bytes)}}}, nil)
 }
 
 // touched waits until all VMs use all their memory but for what their programs leave to themselves, and returns how much the one that uses least uses.

@@ -33,7 +33,7 @@ type driverInstance struct {
 	hungOnce   atomic.Bool
 	taken      chan struct{}          // closed when a spare becomes the driver
 	booted     atomic.Bool            // of a spare: it takes clients
-	stalled    atomic.Bool            // it is hung in that requests stand still, set before hung is closed
+	stalled    atomic.Pointer[string] // it is hung in that this stood still although it beats, set before hung is closed
 	starved    atomic.Bool            // its program got no memory, and is dying of that, set before hung is closed
 	lied       atomic.Pointer[string] // it is hung in that it broke this rule of a ring, set before hung is closed
 
@@ -189,6 +189,12 @@ func (i *driverInstance) declareHung(since time.Time) {
 		i.hungSince.Store(since.UnixNano())
 		close(i.hung)
 	}
+}
+
+// declareStalled is declareHung for an instance that beats: what says what stood still.
+func (i *driverInstance) declareStalled(what string, since time.Time) {
+	i.stalled.CompareAndSwap(nil, &what)
+	i.declareHung(since)
 }
 
 // waitReady returns when the driver's program takes attachments.

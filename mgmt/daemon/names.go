@@ -81,8 +81,7 @@ func (dr *driver) keepNames() {
 				dr.d.log.Warn("names", "driver", dr.name(), "tenant", tenant, "error", err)
 				again = time.After(namesPause)
 				if silent++; silent == namesTries {
-					inst.stalled.Store(true)
-					inst.declareHung(time.Now().Add(-namesTries * hv.AskTimeout))
+					inst.declareStalled("it answered no question", time.Now().Add(-namesTries*hv.AskTimeout))
 				}
 			}
 		}

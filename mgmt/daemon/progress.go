@@ -42,8 +42,7 @@ func (dr *driver) watchProgressBy(inst *driverInstance, patience time.Duration, 
 			continue
 		}
 		if dr.confirm(inst, blamed) {
-			inst.stalled.Store(true)
-			inst.declareHung(time.Now().Add(-p.Patience))
+			inst.declareStalled("requests that it had taken stood still", time.Now().Add(-p.Patience))
 			return false
 		}
 	}

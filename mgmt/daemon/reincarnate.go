@@ -249,8 +249,8 @@ func (dr *driver) judge(inst *driverInstance, r *hv.Report, detected, stopped ti
 	case hung && inst.lied.Load() != nil:
 		r.Cause, r.Message = hv.CauseProtocol, "the driver broke the rules of a ring: "+*inst.lied.Load()
 		e.crashed = time.Unix(0, inst.hungSince.Load())
-	case hung && inst.stalled.Load():
-		r.Cause, r.Message = hv.CauseStall, "requests that it had taken stood still although its heartbeat went on"
+	case hung && inst.stalled.Load() != nil:
+		r.Cause, r.Message = hv.CauseStall, *inst.stalled.Load()+" although its heartbeat went on"
 		e.crashed = time.Unix(0, inst.hungSince.Load())
 	case hung:
 		r.Cause, r.Message = hv.CauseHang, "the heartbeat stood still with work pending"
@@ -498,11 +498,9 @@ func describe(r *hv.Report) string {
 	case hv.CauseStop:
 		return "stopped on request"
 	case hv.CauseMemory:
-		s := "used up its memory reservation"
-		if r.Message != "" {
-			s += ": " + r.Message
+		if r.Message == "" {
+			return "used up its memory"
 		}
-		return s
 	}
 	if r.Message != "" {
 		return r.Message

@@ -1,13 +1,10 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"strings"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/grailos/grail/hv"
 )
@@ -42,12 +39,7 @@ func TestSwitchLies(t *testing.T) {
 		r.ctl("driver", "create", "net", "net0", "--engine", string(r.engine), "--port", "web", "--port", "user")
 		r.startServer("server", "web")
 		r.ctl(r.netcheck("user", "ping", "-count", "1", "web")...)
-		echo := r.command(r.netcheck("user", "echo", "-time", "5m", "10.77.0.2")...)
-		var out bytes.Buffer
-		echo.Stdout, echo.Stderr = &out, &out
-		if err := echo.Start(); err != nil {
-			r.t.Fatal(err)
-		}
+		endEcho := r.echo("user", "10.77.0.2")
 		r.eventually("two VMs are plugged in", r.plugged(1, 2))
 		lies := []string{"used-jump", "used-back", "used-id", "used-length", "wild"}
 		for i, lie := range lies {
@@ -55,13 +47,7 @@ func TestSwitchLies(t *testing.T) {
 			r.eventually("found out "+lie, func() bool { return len(r.crashes("net0")) == i+1 })
 			r.eventually("recovered from "+lie, r.plugged(i+2, 2))
 		}
-		if err := echo.Process.Signal(unix.SIGINT); err != nil {
-			r.t.Fatal(err)
-		}
-		if got := code(r.t, echo.Wait()); got != 0 || !strings.HasPrefix(out.String(), "ok: ") {
-			r.t.Errorf("echo: exit code %d, %q", got, out.String())
-		}
-		r.t.Log(strings.TrimSpace(out.String()))
+		endEcho()
 		for i, c := range r.crashes("net0") {
 			if c.Cause != hv.CauseProtocol || c.Injected != "lie:"+lies[i] || !strings.Contains(c.Message, "rules of a ring") {
 				r.t.Errorf("crash %d: %s, %s, injected %q", i, c.Cause, c.Message, c.Injected)

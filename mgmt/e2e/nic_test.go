@@ -39,6 +39,27 @@ func (r *rig) plugged(generation, clients int) func() bool {
 	}
 }
 
+// echo starts a VM at a port that talks to another one's server until end is called: everything that comes back must be what was sent.
+func (r *rig) echo(port, addr string) (end func()) {
+	r.t.Helper()
+	cmd := r.command(r.netcheck(port, "echo", "-time", "5m", addr)...)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		r.t.Fatal(err)
+	}
+	return func() {
+		r.t.Helper()
+		if err := cmd.Process.Signal(unix.SIGINT); err != nil {
+			r.t.Fatal(err)
+		}
+		if got := code(r.t, cmd.Wait()); got != 0 || !strings.HasPrefix(out.String(), "ok: ") {
+			r.t.Errorf("echo: exit code %d, %q", got, out.String())
+		}
+		r.t.Log(strings.TrimSpace(out.String()))
+	}
+}
+
 // TestNativeNetwork plugs native VMs of two tenants into one switch. Those of one tenant reach each other, while the switch crashes in every way and
 // graild with it; the other one reaches nobody.
 func TestNativeNetwork(t *testing.T) {
@@ -68,12 +89,7 @@ func TestNativeNetwork(t *testing.T) {
 			}
 		}
 
-		echo := r.command(r.netcheck("user", "echo", "-time", "5m", "10.77.0.2")...)
-		var out bytes.Buffer
-		echo.Stdout, echo.Stderr = &out, &out
-		if err := echo.Start(); err != nil {
-			r.t.Fatal(err)
-		}
+		endEcho := r.echo("user", "10.77.0.2")
 		r.eventually("two VMs are plugged in", r.plugged(1, 2))
 		for i, how := range []string{"kill", "fault", "hang"} {
 			r.ctl("driver", "crash", "net0", "--how", how)
@@ -89,13 +105,7 @@ func TestNativeNetwork(t *testing.T) {
 			r.t.Fatal(err)
 		}
 		r.eventually("replaced", r.plugged(6, 2))
-		if err := echo.Process.Signal(unix.SIGINT); err != nil {
-			r.t.Fatal(err)
-		}
-		if got := code(r.t, echo.Wait()); got != 0 || !strings.HasPrefix(out.String(), "ok: ") {
-			r.t.Errorf("echo: exit code %d, %q", got, out.String())
-		}
-		r.t.Log(strings.TrimSpace(out.String()))
+		endEcho()
 		for i, c := range r.crashes("net0") {
 			r.t.Logf("crash %d: %s, recovered in %.1f ms", i+1, c.Cause, c.RecoverMs)
 		}

@@ -42,19 +42,7 @@ func give(t *testing.T, dir string) {
 // A user to whom the system delegates some controllers alone has those, and knows about the others; one to whom it delegates none knows that.
 func TestDelegated(t *testing.T) {
 	if os.Getenv(delegatedEnv) != "" {
-		f := found{Can: map[Controller]string{}}
-		tree := Open(fmt.Sprintf("grail-test-%d-delegated", os.Getpid()))
-		for _, c := range controllers {
-			if err := tree.Can(c); err != nil {
-				f.Can[c] = err.Error()
-				if !errors.Is(err, ErrUnavailable) {
-					f.Error = "another error than ErrUnavailable"
-				}
-			}
-		}
-		if err := tree.ApplyAll([]Group{{"", Limits{}}, {"v.web", Limits{Weight: Parts, CapMilli: 500, MemoryBytes: 64 << 20, Threads: 50, CPUs: "0"}}}); err != nil {
-			f.Apply = err.Error()
-		}
+		tree, f := explore("delegated")
 		if n, err := number(filepath.Join(tree.Dir(Memory, "v.web"), "memory.max")); err == nil {
 			f.Cap = fmt.Sprint(n)
 		}

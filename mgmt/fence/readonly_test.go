@@ -29,16 +29,9 @@ type found struct {
 	Error string
 }
 
-func readOnly(places []string) (f found) {
-	if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
-		return found{Error: err.Error()}
-	}
-	for _, p := range places {
-		if err := unix.Mount("", p, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""); err != nil {
-			return found{Error: fmt.Sprintf("%s: %v", p, err)}
-		}
-	}
-	tree := Open(fmt.Sprintf("grail-test-%d-readonly", os.Getpid()))
+// explore opens a tree and makes a group with every bound in it, as far as that is possible.
+func explore(name string) (tree *Tree, f found) {
+	tree = Open(fmt.Sprintf("grail-test-%d-%s", os.Getpid(), name))
 	f.Can = map[Controller]string{}
 	for _, c := range controllers {
 		if err := tree.Can(c); err != nil {
@@ -51,6 +44,19 @@ func readOnly(places []string) (f found) {
 	if err := tree.ApplyAll([]Group{{"", Limits{}}, {"v.web", Limits{Weight: Parts, CapMilli: 500, MemoryBytes: 64 << 20, Threads: 50, CPUs: "0"}}}); err != nil {
 		f.Apply = err.Error()
 	}
+	return tree, f
+}
+
+func readOnly(places []string) found {
+	if err := unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""); err != nil {
+		return found{Error: err.Error()}
+	}
+	for _, p := range places {
+		if err := unix.Mount("", p, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""); err != nil {
+			return found{Error: fmt.Sprintf("%s: %v", p, err)}
+		}
+	}
+	tree, f := explore("readonly")
 	if err := tree.Add("v.web", os.Getpid()); err != nil {
 		f.Apply += err.Error()
 	}

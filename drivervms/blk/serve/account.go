@@ -9,23 +9,7 @@ const settleEvery = int64(250 * time.Millisecond)
 func (s *Server) account() {
 	before := s.now
 	s.now = s.clock()
-	if len(s.served) == 0 {
-		return
-	}
-	total := int64(0)
-	for _, q := range s.served {
-		total += q.cost
-	}
-	for _, q := range s.served {
-		if spent := s.now - before; total == q.cost {
-			s.meter.Spend(&q.use.Account, spent)
-		} else {
-			s.meter.Spend(&q.use.Account, int64(float64(spent)*float64(q.cost)/float64(total)))
-		}
-		q.cost, q.inRound = 0, false
-	}
-	s.served = s.served[:0]
-	if s.now-s.settled > settleEvery {
+	if s.meter.Round(s.now-before) && s.now-s.settled > settleEvery {
 		s.settle()
 	}
 }

@@ -40,9 +40,8 @@ type client struct {
 	dead   bool
 
 	share *share.Client
-	next  int   // queue whose turn it is
-	far   bool  // the host had to be asked for its last operations
-	cost  int64 // of what it has in the batch at hand
+	next  int  // queue whose turn it is
+	far   bool // the host had to be asked for its last operations
 }
 
 // queue is one queue that is served.
@@ -54,7 +53,6 @@ type queue struct {
 
 	part    *work // the request that is performed in parts; its parted says whether there is one
 	inRound bool  // a part of it is in the batch at hand
-	cost    int64 // of what it has in the batch at hand
 	use     share.Use
 }
 

@@ -43,9 +43,8 @@ type Server struct {
 	last    *client // served last
 	company int64   // until then, clients are taken to be in each other's way
 
-	works   []*work  // to be used
-	batch   []*work  // of the round at hand
-	served  []*queue // with something in it
+	works   []*work // to be used
+	batch   []*work // of the round at hand
 	ops     []Op
 	touched []*queue // with completions to be published
 
@@ -150,6 +149,7 @@ func (s *Server) Round() int {
 
 // performed looks after a request of the batch whose operations are done.
 func (s *Server) performed(w *work) {
+	w.q.inRound = false
 	if w.status == virtioblk.StatusOK {
 		w.settle(s.ops)
 	}

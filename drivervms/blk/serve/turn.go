@@ -212,10 +212,7 @@ func (s *Server) add(w *work, cost int64, b *batch) {
 	s.batch = append(s.batch, w)
 	b.segs += len(w.req.Data)
 	b.cost += cost
-	if w.q.cost == 0 {
-		s.served = append(s.served, w.q)
-	}
-	w.q.cost += cost
+	s.meter.Note(&w.q.use.Account, cost)
 }
 
 // finishParts performs and completes what c has in parts.
@@ -226,7 +223,6 @@ func (s *Server) finishParts(c *client) {
 			s.resume(q, math.MaxInt32, &batch{})
 			s.dev.Do(s.ops)
 			s.performed(q.part)
-			q.inRound = false
 		}
 	}
 }

@@ -3,6 +3,7 @@ package vswitch
 import (
 	"errors"
 
+	"github.com/grailos/grail/drivervms/share"
 	"github.com/grailos/grail/ring"
 	"github.com/grailos/grail/ring/virtionet"
 )
@@ -23,7 +24,7 @@ type rxQueue struct {
 	n       int
 	wanted  int // transmit queues that wait for buffers
 	touched bool
-	use     usage
+	use     share.Use
 }
 
 // Pending implements ring.Source.
@@ -107,7 +108,7 @@ func (q *rxQueue) put(h *virtionet.Header, head []byte, body [][]byte, n int) Re
 	p.count.RxPackets++
 	p.count.RxBytes += uint64(n)
 	if q.use.Ops++; p.sw.inbound {
-		q.use.spend(p.sw, opCost+int64(n))
+		p.sw.meter.Note(&q.use.Account, opCost+int64(n))
 	}
 	q.use.Bytes += uint64(n)
 	p.sw.moved(uint64(n))

@@ -55,14 +55,13 @@ type Switch struct {
 
 	memory memory
 
-	sched    *share.Scheduler
-	meter    share.Meter
-	spenders []*usage      // of the round at hand
-	sleeps   uint64        // the poller's, when the round began
-	settled  int64         // when the processor time was last charged
-	last     *share.Client // served last
-	company  int64         // until then, clients are taken to be in each other's way
-	inbound  bool          // the frame at hand came from the uplink
+	sched   *share.Scheduler
+	meter   share.Meter
+	sleeps  uint64        // the poller's, when the round began
+	settled int64         // when the processor time was last charged
+	last    *share.Client // served last
+	company int64         // until then, clients are taken to be in each other's way
+	inbound bool          // the frame at hand came from the uplink
 
 	// Of the frame at hand.
 	head    [headBytes]byte

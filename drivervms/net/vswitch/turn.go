@@ -39,44 +39,18 @@ const (
 	settleEvery = int64(250 * time.Millisecond)
 )
 
-// usage is what one ring had done, and its part in the round at hand.
-type usage struct {
-	share.Use
-	cost int64
-}
-
-// spend notes cost of the round at hand.
-func (u *usage) spend(s *Switch, cost int64) {
-	if u.cost == 0 {
-		s.spenders = append(s.spenders, u)
-	}
-	u.cost += cost
-}
-
 // account charges the time since the last round began for that round.
 func (s *Switch) account() {
 	was := s.now
 	s.now = s.clock()
-	sleeps := s.poller.Sleeps()
-	if len(s.spenders) > 0 {
-		total := int64(0)
-		for _, u := range s.spenders {
-			total += u.cost
-		}
-		spent := s.now - was
-		if sleeps != s.sleeps {
-			spent = min(spent, total*nsPerKiB>>10)
-		}
-		for _, u := range s.spenders {
-			s.meter.Spend(&u.Account, int64(float64(spent)*float64(u.cost)/float64(total)))
-			u.cost = 0
-		}
-		s.spenders = s.spenders[:0]
-		if s.now-s.settled > settleEvery {
-			s.settleCPU()
-		}
+	spent := s.now - was
+	if sleeps := s.poller.Sleeps(); sleeps != s.sleeps {
+		s.sleeps = sleeps
+		spent = min(spent, s.meter.Noted()*nsPerKiB>>10)
 	}
-	s.sleeps = sleeps
+	if s.meter.Round(spent) && s.now-s.settled > settleEvery {
+		s.settleCPU()
+	}
 }
 
 // settleCPU charges the processor time used until now.
@@ -92,7 +66,7 @@ func (s *Switch) Uses(id uint64) (list []share.Use) {
 	s.settleCPU()
 	if p := s.ports[id]; p != nil {
 		for i := range p.rx {
-			list = append(list, p.rx[i].use.Use, p.tx[i].use.Use)
+			list = append(list, p.rx[i].use, p.tx[i].use)
 		}
 	}
 	return list
@@ -190,7 +164,7 @@ func (s *Switch) turn(p *port, g share.Grant, room int64) (frames int, cost int6
 			frames += int(n)
 			q.use.Ops += uint64(n)
 			q.use.Bytes += uint64(before.bytes - left.bytes)
-			q.use.spend(s, before.cost-left.cost)
+			s.meter.Note(&q.use.Account, before.cost-left.cost)
 		}
 		idle = idle && empty
 	}

@@ -3,6 +3,7 @@ package vswitch
 import (
 	"time"
 
+	"github.com/grailos/grail/drivervms/share"
 	"github.com/grailos/grail/ring"
 	"github.com/grailos/grail/ring/virtionet"
 )
@@ -22,7 +23,7 @@ type txQueue struct {
 	frame   frame
 	done    []uint16 // heads to be given back, in order
 	touched bool
-	use     usage
+	use     share.Use
 
 	// A frame that waits for the buffers of on, until a time in ns.
 	on    *rxQueue
