@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"time"
 
@@ -265,6 +266,13 @@ func (c *faults) evidence(r *rig, j *judge) string {
 			put(v.name+".json", vm)
 		}
 	}
+	if vms, err := r.api.VMs(ctx); err == nil {
+		for _, v := range vms {
+			if b, err := r.box.Do(ctx, "logs", "--tail", strconv.Itoa(keptLines), v.Name); err == nil {
+				put(v.Name+".log", b)
+			}
+		}
+	}
 	put("account.txt", []byte(r.box.Account(ctx)))
 	if b, err := os.ReadFile(r.box.Dirs().Log()); err == nil {
 		put("graild.log", b[max(0, len(b)-keptLog):])
@@ -281,6 +289,7 @@ func (c *faults) evidence(r *rig, j *judge) string {
 // Bounds of the evidence.
 const (
 	keptCrashes = 5
+	keptLines   = 300
 	keptLog     = 256 << 10
 )
 

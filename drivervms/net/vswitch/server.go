@@ -83,7 +83,7 @@ type Step int
 // The steps of a round.
 const (
 	StepTaken     Step = iota // a frame was taken, nothing was done with it
-	StepForwarded             // all frames of the round are written, nothing is published
+	StepForwarded             // frames are written, nothing of them is published
 	StepReceived              // receivers see the frames, senders do not have their buffers back
 	StepPublished             // a queue is published, its doorbell is not rung
 )
@@ -169,9 +169,14 @@ func (s *Switch) Round() int {
 	if s.up != nil {
 		s.up.flush()
 	}
+	s.show()
+	return n
+}
+
+// show publishes the frames written so far.
+func (s *Switch) show() {
 	s.step(StepForwarded)
 	s.publish()
-	return n
 }
 
 // settle counts a frame that was not delivered: at the receiver, if it is its fault and there is one.

@@ -130,6 +130,10 @@ func (s *Switch) round() (n int) {
 		if cost += spent; !more {
 			return n
 		}
+		// Who has few frames is not to wait for the others'. What goes to the uplink costs an exit, and is gathered.
+		if s.now < s.company && (s.up == nil || s.up.n == 0) {
+			s.show()
+		}
 	}
 }
 
