@@ -124,8 +124,8 @@ func (dr *driver) device(id string) (blk.Device, error) {
 	return blk.Device{}, api.Errorf(api.NotFound, "driver %s has no disk %q; it has %s", dr.name(), id, quoted(have))
 }
 
-// attach adds a client and returns when the present instance serves it. A client that cannot be attached is not kept;
-// its files are the caller's either way.
+// attach adds a client and returns when the present instance serves it, or will do so as soon as the client has started its rings anew. A client
+// that cannot be attached is not kept; its files are the caller's either way.
 func (dr *driver) attach(ctx context.Context, c *client) error {
 	dr.mu.Lock()
 	dr.own(c)
@@ -155,6 +155,9 @@ func (dr *driver) attach(ctx context.Context, c *client) error {
 		err = inst.attach(c, fromMs(dr.config().HeartbeatMs))
 		switch {
 		case err == nil:
+			return nil
+		case errors.Is(err, errAside): // a driver that it waited for has broken the rules of somebody's ring
+			dr.attachLater(inst, c)
 			return nil
 		case errors.Is(err, errTimeout):
 			inst.declareHung(time.Now())
