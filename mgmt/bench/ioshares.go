@@ -24,7 +24,7 @@ var shareNames = []string{"shares_io", "shares_io_p99", "shares_charged"}
 const (
 	floodBlock = 1 << 20
 	floodDepth = 256
-	floodRest  = time.Millisecond // of its client between two looks: it leaves the processors to the others
+	floodRest  = 20 * time.Millisecond // of its client between two looks: it leaves the processors to the others, and what is outstanding takes longer
 	smallBlock = 4 << 10
 	// The small one when it is to have work at all times, so much that its client may be off its processor for a while.
 	smallDepth = 128
@@ -33,8 +33,10 @@ const (
 	smallFrame = 64
 	floodMost  = 8 // frames at once, while the latency is measured: both streams are one thread's
 
+	shareLead = 100 * time.Millisecond // from when on the loads run until they are measured
 	shareRun  = 700 * time.Millisecond
-	shareWarm = 3 * time.Second // until the driver has read enough to know what is in the page cache
+	shareTail = 150 * time.Millisecond // and from then until they end: a flood's last requests are its alone
+	shareWarm = 3 * time.Second        // until the driver has read enough to know what is in the page cache
 )
 
 // sharing is a driver with two clients.
@@ -159,18 +161,20 @@ func mibps(n float64) string { return fmt.Sprintf("%.0f MiB", n/(1<<20)) }
 
 // point is one run.
 func (s *sharing) point(flood, small bool, depth int) (p sharePoint, err error) {
-	before, cpu, err := s.look()
-	if err != nil {
-		return p, err
-	}
+	var lat *load.Latencies
+	over := make(chan error, 1)
+	go func() {
+		var err error
+		lat, err = s.run(flood, small, depth, shareLead+shareRun+shareTail)
+		over <- err
+	}()
+	time.Sleep(shareLead)
 	begin := time.Now()
-	lat, err := s.run(flood, small, depth, shareRun)
-	if err := errors.Join(err, s.alive()); err != nil {
-		return p, err
-	}
+	before, cpu, err := s.look()
+	time.Sleep(shareRun)
 	seconds := time.Since(begin).Seconds()
-	after, cpu2, err := s.look()
-	if err != nil {
+	after, cpu2, err2 := s.look()
+	if err := errors.Join(err, err2, <-over, s.alive()); err != nil {
 		return p, err
 	}
 	sum := uint64(0)

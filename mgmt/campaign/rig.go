@@ -58,7 +58,7 @@ const (
 // Time limits. A host that is busy with several rigs is slow.
 const (
 	buildLimit = 2 * time.Minute
-	faultLimit = 6 * time.Minute
+	faultLimit = 12 * time.Minute // what a fault waits for has limits of its own
 	endLimit   = 2 * time.Minute
 	// serveLimit is when a driver must serve again, and a graild that was started. It takes a fraction of a second; but nothing is to be called lost
 	// because somebody else uses the processors.

@@ -16,6 +16,7 @@ import (
 	"github.com/grailos/grail/mgmt/size"
 	"github.com/grailos/grail/mgmt/store"
 	"github.com/grailos/grail/mgmt/tenant"
+	"github.com/grailos/grail/vcpu/qemu"
 )
 
 // domains is the tree of reservations, and the cgroups that enforce it. The cgroups follow the tree; the store has what of it outlives graild.
@@ -151,7 +152,10 @@ const vmmThreads = 128
 func shareOf(c *api.VMConfig) tenant.Share {
 	s := c.Share
 	s.CPU.Cap = tenant.Milli(c.CPU*1000 + 0.5)
-	s.Memory.Limit = int64(memoryLimit(c))
+	s.Memory.Limit, s.Memory.VMM = int64(memoryLimit(c)), vmmMemory
+	if c.Personality == api.Linux {
+		s.Memory.VMM += qemu.TranslationBytes
+	}
 	s.VMs = 1
 	if s.Threads == 0 {
 		s.Threads = vmThreads
@@ -255,7 +259,7 @@ func (dm *domains) groupOf(key tenant.Key) string {
 func (dm *domains) plan() ([]fence.Group, map[tenant.Key]string) {
 	list := dm.tree.Entitlements()
 	sums := map[tenant.Key]int64{}
-	vms := map[tenant.Key]int64{}       // that run, below a tenant
+	vmms := map[tenant.Key]int64{}      // memory of the VMMs that run, below a tenant
 	reserved := map[tenant.Key]uint64{} // memory of those, below a tenant or the host
 	for _, e := range list {
 		if !e.Live {
@@ -267,7 +271,7 @@ func (dm *domains) plan() ([]fence.Group, map[tenant.Key]string) {
 			reserved[e.Key] = uint64(s.Memory.Reserved)
 			reserved[tenant.HostKey] += reserved[e.Key]
 			for p := tenant.Path(e.Parent.Name); p != tenant.Root; p = p.Parent() {
-				vms[tenant.Of(p)]++
+				vmms[tenant.Of(p)] += s.Memory.VMM
 				reserved[tenant.Of(p)] += reserved[e.Key]
 			}
 		}
@@ -305,9 +309,9 @@ func (dm *domains) plan() ([]fence.Group, map[tenant.Key]string) {
 		}
 		switch {
 		case e.Key.Kind == tenant.VM:
-			l.MemoryBytes = uint64(s.Memory.Limit) + vmmOverhead
+			l.MemoryBytes = uint64(s.Memory.Limit + s.Memory.VMM)
 			if b := dm.bounds[e.Key]; b > 0 {
-				l.MemoryBytes = b + vmmOverhead
+				l.MemoryBytes = b + uint64(s.Memory.VMM)
 			}
 			if s.Threads > vmThreads {
 				l.Threads = s.Threads + vmmThreads
@@ -315,7 +319,7 @@ func (dm *domains) plan() ([]fence.Group, map[tenant.Key]string) {
 				l.Threads = vmThreads + vmmThreads
 			}
 		case e.Key.Kind == tenant.Tenant && s.Memory.Limit > 0:
-			l.MemoryBytes = uint64(s.Memory.Limit + vms[e.Key]*vmmOverhead)
+			l.MemoryBytes = uint64(s.Memory.Limit + vmms[e.Key])
 		}
 		apply = append(apply, fence.Group{Path: groups[e.Key], Limits: l})
 	}

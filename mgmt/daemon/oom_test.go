@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/grailos/grail/hv"
+	"github.com/grailos/grail/mgmt/api"
 	"github.com/grailos/grail/mgmt/fence"
 	"github.com/grailos/grail/mgmt/tenant"
 )
@@ -64,5 +65,14 @@ func TestBlameTheTenant(t *testing.T) {
 	}
 	if rep := r.wait(v); rep.Cause != hv.CauseMemory || !strings.Contains(rep.Message, "all that runs for tenant a/b may use 160M") {
 		t.Errorf("%+v", rep)
+	}
+}
+
+// A VMM that translates has room for the translated code beside what any VMM has.
+func TestMemoryOfVMM(t *testing.T) {
+	for p, want := range map[string]int64{api.Native: 128 << 20, api.Linux: 256 << 20} {
+		if got := shareOf(&api.VMConfig{Personality: p, MemoryBytes: 64 << 20}).Memory; got.VMM != want || got.Limit != 64<<20 {
+			t.Errorf("%s: %+v", p, got)
+		}
 	}
 }

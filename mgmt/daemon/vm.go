@@ -30,8 +30,9 @@ type vm struct {
 	over    chan struct{} // of the present or last run: closed when its end is recorded
 }
 
-// vmmOverhead is what the VMM may use beyond the guest's memory before the memory fence ends it, in bytes.
-const vmmOverhead = 128 << 20
+// vmmMemory is what a VMM may use beyond the guest's memory before the memory fence ends it, in bytes. One that translates has the translated code
+// besides.
+const vmmMemory = 128 << 20
 
 func (d *Daemon) newVM(rec *store.VM) *vm {
 	v := &vm{d: d, rec: *rec, over: make(chan struct{})}
@@ -188,7 +189,8 @@ func (v *vm) reap(inst *instance, clients []*client) {
 	if m := v.d.vmmError(roleVM, v.name(), inst.generation); r.Cause == hv.CauseKilled && m != "" {
 		r.Message = m
 	}
-	v.d.domains.blame(v.parent(), v.key(), r)
+	cfg, _ := v.config()
+	v.d.domains.blame(v.parent(), v.key(), shareOf(&cfg).Memory, r)
 	inst.close()
 	v.d.domains.dismiss(v.key())
 	v.mu.Lock()

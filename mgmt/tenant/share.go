@@ -63,6 +63,8 @@ func (r *RealTime) Milli() Milli {
 type Memory struct {
 	Reserved int64 `json:"reserved,omitempty"` // never taken away
 	Limit    int64 `json:"limit,omitempty"`    // bound of what is used, the reserved part included; 0: none of its own
+	// VMM is what a VM's VMM may use beyond Limit, before the memory fence ends it. Nobody asks for it.
+	VMM int64 `json:"-"`
 }
 
 // Device is a share in a driver VM's work.

@@ -122,7 +122,11 @@ func (p *plan) argv() []string {
 		// max would emulate pointer authentication with QARMA, four times slower.
 		cpu = "neoverse-n1"
 	}
-	opt("-accel", string(p.accel), "-cpu", cpu, "-smp", strconv.Itoa(p.CPUs), "-m", fmt.Sprintf("size=%dM", p.Memory>>20))
+	accel := string(p.accel)
+	if p.accel == TCG {
+		accel += fmt.Sprintf(",tb-size=%d", TranslationBytes>>20)
+	}
+	opt("-accel", accel, "-cpu", cpu, "-smp", strconv.Itoa(p.CPUs), "-m", fmt.Sprintf("size=%dM", p.Memory>>20))
 	opt("-object", fmt.Sprintf("memory-backend-file,id=ram0,mem-path=%s,size=%d,share=on", fdPath(p.fds.ram), p.Memory))
 	switch p.machine {
 	case MicroVM:

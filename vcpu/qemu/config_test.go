@@ -141,7 +141,7 @@ func TestCommandLine(t *testing.T) {
 		not     []string // part of no word
 	}{
 		{"microvm under TCG", TCG, MicroVM, nil, []string{
-			"-accel tcg", "-cpu max", "-smp 2", "-m size=256M", "-kernel /proc/self/fd/4", "-S ",
+			"-accel tcg,tb-size=128", "-cpu max", "-smp 2", "-m size=256M", "-kernel /proc/self/fd/4", "-S ",
 			"-machine microvm,memory-backend=ram0,pcie=on,acpi=on,rtc=on,usb=off,isa-serial=off",
 			"-object memory-backend-file,id=ram0,mem-path=/proc/self/fd/5,size=268435456,share=on",
 			"-append quiet pcie_ports=native tsc_early_khz=2500000", "-chroot /empty",

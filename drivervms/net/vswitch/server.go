@@ -61,6 +61,7 @@ type Switch struct {
 	settled int64         // when the processor time was last charged
 	last    *share.Client // served last
 	company int64         // until then, clients are taken to be in each other's way
+	sparse  int64         // until then, one of them is taken to send a few frames now and then
 	inbound bool          // the frame at hand came from the uplink
 
 	// Of the frame at hand.
