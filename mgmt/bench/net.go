@@ -46,8 +46,8 @@ func (p *netPath) close() {
 	}
 }
 
-// dialNet plugs a NIC into each of two sockets.
-func (b *bench) dialNet(name string, sockets [2]string, frame []byte) (p *netPath, err error) {
+// dialNet plugs a NIC into each of two sockets. Its queues have so many entries.
+func (b *bench) dialNet(name string, sockets [2]string, frame []byte, entries uint16) (p *netPath, err error) {
 	p = &netPath{name: name, frame: frame}
 	defer func() {
 		if err != nil {
@@ -59,7 +59,7 @@ func (b *bench) dialNet(name string, sockets [2]string, frame []byte) (p *netPat
 		if err = reachable(sockets[i]); err != nil {
 			return p, err
 		}
-		if *n, err = load.DialNIC(b.ctx, sockets[i]); err != nil {
+		if *n, err = load.DialNIC(b.ctx, sockets[i], entries); err != nil {
 			return p, err
 		}
 	}
@@ -88,7 +88,7 @@ func network(b *bench) ([]Result, error) {
 		}
 		p := &netPeer{testpmd: t}
 		peers = append(peers, p)
-		if p.netPath, err = b.dialNet(t.name, t.sockets, ours.frame); err == nil {
+		if p.netPath, err = b.dialNet(t.name, t.sockets, ours.frame, load.NICQueueSize); err == nil {
 			_, err = p.run(64, netWarm) // until it forwards
 		}
 		if err != nil {
@@ -199,7 +199,7 @@ func (b *bench) startSwitch(name string) (*netPath, error) {
 	if err != nil {
 		return nil, err
 	}
-	return b.dialNet("driver VM", [2]string{v.Ports[0].Socket, v.Ports[1].Socket}, frame)
+	return b.dialNet("driver VM", [2]string{v.Ports[0].Socket, v.Ports[1].Socket}, frame, load.NICQueueSize)
 }
 
 // udpHeader returns the start of a frame from one port to the other: Ethernet, IPv4, UDP. The lengths in it are those of the shortest frame, and the

@@ -42,6 +42,7 @@ type Server struct {
 	settled int64   // when the processor time was last charged
 	last    *client // served last
 	company int64   // until then, clients are taken to be in each other's way
+	sparse  int64   // until then, one of them is taken to have a few requests now and then
 
 	works   []*work // to be used
 	batch   []*work // of the round at hand

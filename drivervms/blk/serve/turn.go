@@ -23,8 +23,10 @@ const (
 	farRound  = 256 << 10
 	nearRound = 24 << 10
 
-	// nearPart is the largest part of a divided request for which the host is not asked.
-	nearPart = 16 << 10
+	// Largest part of a divided request for which the host is not asked; the same while one of the clients has a few requests now and then, which
+	// are not to wait.
+	nearPart  = 16 << 10
+	shortPart = 8 << 10
 )
 
 // What a request costs beyond its bytes, and what a client of the default weight takes in a round of the scheduler, in bytes: a request of 4 KiB takes
@@ -122,9 +124,20 @@ func (s *Server) turn(c *client, g share.Grant, room int64, b *batch) (more bool
 	s.sched.Charge(c.share, cost, ops, bytes, s.now)
 	if empty == len(c.queues) && !c.dead && !c.unfinished() {
 		s.sched.Idle(c.share)
+		if s.now < s.company {
+			s.sparse = s.now + companyFor
+		}
 		return true
 	}
 	return len(s.batch) > first && !full
+}
+
+// part returns the largest part of a divided request for which the host is not asked.
+func (s *Server) part() int64 {
+	if s.now < s.sparse {
+		return shortPart
+	}
+	return nearPart
 }
 
 // unfinished reports whether c has a divided request.
@@ -169,7 +182,7 @@ func (s *Server) one(q *queue, room int64, b *batch) (cost, ops, bytes int64, ok
 	s.ops = w.plan(&q.c.limits, s.ops)
 	cost, ops, bytes = opCost, 1, 0
 	if w.req.Type == virtioblk.TypeIn || w.req.Type == virtioblk.TypeOut {
-		if w.count == 1 && int64(w.req.DataBytes) > max(room, nearPart) {
+		if w.count == 1 && int64(w.req.DataBytes) > max(room, s.part()) {
 			s.ops = w.divide(s.ops, s.now)
 			s.works[len(s.batch)], q.part = q.part, w
 			cost, ops, bytes, ok = s.resume(q, room, b)
@@ -188,7 +201,7 @@ func (s *Server) resume(q *queue, room int64, b *batch) (cost, ops, bytes int64,
 		return 0, 0, 0, false
 	}
 	w := q.part
-	most := uint64(nearPart)
+	most := uint64(s.part())
 	if q.c.far || s.now >= s.company || len(s.clients) == 1 {
 		most = uint64(max(room, nearPart)) &^ (nearPart - 1)
 	}

@@ -17,7 +17,7 @@ type NIC struct {
 	front  *vhostuser.Frontend
 	shared *ring.Shared
 	rx, tx *nicQueue
-	done   [nicQueueSize]ring.Completion
+	done   []ring.Completion // one for each buffer of a queue
 }
 
 // nicQueue is one queue of a NIC.
@@ -28,23 +28,26 @@ type nicQueue struct {
 	kicks      uint64
 }
 
-const (
-	nicQueueSize = 256 // as QEMU's virtio-net has
-	nicBuffer    = 2048
-	nicBlock     = 16384 // a queue's rings
-)
+// NICQueueSize is the usual size of a queue, that of QEMU's virtio-net.
+const NICQueueSize = 256
 
-// DialNIC connects to the back end at path, starts both queues and offers all buffers for receiving. The back end is told not to ring: the
+const nicBuffer = 2048
+
+// DialNIC connects to the back end at path, starts both queues, each of so many entries, and offers all buffers for receiving. The back end is told not to ring: the
 // client polls. Without offloads, a frame is one buffer. The caller closes it.
-func DialNIC(ctx context.Context, path string) (_ *NIC, err error) {
-	n := &NIC{}
+func DialNIC(ctx context.Context, path string, entries uint16) (_ *NIC, err error) {
+	n := &NIC{done: make([]ring.Completion, entries)}
 	defer func() {
 		if err != nil {
 			n.Close()
 		}
 	}()
-	const each = nicQueueSize * nicBuffer
-	if n.shared, err = ring.NewShared("grail-bench-nic", 2*nicBlock+2*each); err != nil {
+	l, err := ring.LayoutOf(entries)
+	if err != nil {
+		return nil, err
+	}
+	each := uint64(entries) * nicBuffer
+	if n.shared, err = ring.NewShared("grail-bench-nic", 2*l.Bytes+2*each); err != nil {
 		return nil, err
 	}
 	n.front, err = vhostuser.Dial(ctx, path, vhostuser.Options{Features: ring.FeatureEventIdx | virtionet.FeatureMAC, Require: ring.FeatureVersion1})
@@ -56,28 +59,24 @@ func DialNIC(ctx context.Context, path string) (_ *NIC, err error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := ring.LayoutOf(nicQueueSize)
-	if err != nil {
-		return nil, err
-	}
 	err = n.front.SetMemory([]vhostuser.MemRegion{{FD: n.shared.FD(), Size: uint64(len(n.shared.Mem)), GPA: baseGPA, User: baseUser}})
 	if err != nil {
 		return nil, err
 	}
 	setups := make([]vhostuser.QueueSetup, 2)
 	for i, q := range []**nicQueue{&n.rx, &n.tx} {
-		*q = &nicQueue{kick: ring.DoorbellOf(-1), call: ring.DoorbellOf(-1), at: 2*nicBlock + uint64(i)*each}
+		*q = &nicQueue{kick: ring.DoorbellOf(-1), call: ring.DoorbellOf(-1), at: 2*l.Bytes + uint64(i)*each}
 		for _, b := range []*ring.Doorbell{&(*q).kick, &(*q).call} {
 			if *b, err = ring.NewDoorbell(); err != nil {
 				return nil, err
 			}
 		}
-		setups[i] = vhostuser.QueueSetup{Ring: l.At(baseGPA+uint64(i)*nicBlock, n.Features), Kick: (*q).kick, Call: (*q).call}
+		setups[i] = vhostuser.QueueSetup{Ring: l.At(baseGPA+uint64(i)*l.Bytes, n.Features), Kick: (*q).kick, Call: (*q).call}
 		if (*q).drv, err = ring.NewDriver(m, ring.DriverConfig{Queue: setups[i].Ring}); err != nil {
 			return nil, err
 		}
 	}
-	for i := range uint64(nicQueueSize) {
+	for i := range uint64(entries) {
 		if err := n.offer(i); err != nil {
 			return nil, err
 		}

@@ -111,14 +111,15 @@ func (p *Pair) start() (*running, error) {
 	if s.Bytes < len(s.Frame)+8 || s.Bytes > nicBuffer-virtionet.HeaderBytes {
 		return nil, fmt.Errorf("load: frames of %d bytes, header %d", s.Bytes, len(s.Frame))
 	}
-	if s.Depth == 0 || s.Depth > nicQueueSize {
-		s.Depth = nicQueueSize
+	entries := len(p.A.done)
+	if s.Depth == 0 || s.Depth > entries {
+		s.Depth = entries
 	}
 	if s.Most == 0 {
-		s.Most = nicQueueSize
+		s.Most = entries
 	}
-	r := &running{a: p.A, b: p.B, s: s, total: virtionet.HeaderBytes + s.Bytes, free: make([]uint64, 0, nicQueueSize), spins: 1}
-	for i := range uint64(nicQueueSize) {
+	r := &running{a: p.A, b: p.B, s: s, total: virtionet.HeaderBytes + s.Bytes, free: make([]uint64, 0, entries), spins: 1}
+	for i := range uint64(entries) {
 		buf := r.a.buffer(r.a.tx, i)
 		clear(buf)
 		copy(buf[virtionet.HeaderBytes:], s.Frame)
@@ -169,7 +170,7 @@ func (r *running) take(u ring.Completion) error {
 // step sends and receives what there is, and reports whether anything came.
 func (r *running) step() (moved bool, err error) {
 	a, b, s := r.a, r.b, &r.s
-	n, err := a.tx.drv.Used(a.done[:])
+	n, err := a.tx.drv.Used(a.done)
 	if err != nil {
 		return false, err
 	}
