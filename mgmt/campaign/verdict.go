@@ -508,7 +508,9 @@ func (r *rig) verify(ctx context.Context, j *judge, events []api.Event, fresh []
 	}
 	mayBeKilled := f.has(func(k *kind) bool { return k.killed })
 	for _, e := range events {
-		if e.Event == "driver died" && e.Details["cause"] == string(hv.CauseKilled) && !mayBeKilled {
+		// What a survivor of the fault before was replaced by may be told only now.
+		asked := e.Details["injected"] == "kill"
+		if e.Event == "driver died" && e.Details["cause"] == string(hv.CauseKilled) && !asked && !mayBeKilled {
 			j.lost("the process of driver %s ended without a last word: %s", e.Details["driver"], e.Details["why"])
 		}
 		if (e.Event == "driver died" || e.Event == "driver recovered") && e.Details["driver"] == f.target && j.Cause == "" {
