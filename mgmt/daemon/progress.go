@@ -9,9 +9,9 @@ import (
 	"github.com/grailos/grail/ring"
 )
 
-// watchProgress declares the instance stalled when requests that it has taken stand still although it beats. It is told by the in-flight logs, which no
-// client can write to. Where there is none, as for networks and consoles, the used index of a ring with work in it has to stand still, which a client could
-// forge, and the driver has to be silent when it is asked something: one that answers has been through its rounds.
+// watchProgress declares the instance stalled when requests stand still although it beats. Of those that it has taken it is told by the in-flight logs, which
+// no client can write to. Of those that it has not, and where there is no log, as for networks and consoles, the used index of a ring with work in it has to
+// stand still, which a client could forge, and the driver has to be silent when it is asked something: one that answers has been through its rounds.
 func (dr *driver) watchProgress(inst *driverInstance, quit <-chan struct{}) {
 	for again := true; again; {
 		c, tuned := dr.tuning()
@@ -26,9 +26,8 @@ func (dr *driver) watchProgressBy(inst *driverInstance, patience time.Duration, 
 		work := reincarnation.Work{Beat: inst.beat(), Busy: inst.hostBusy(), Oldest: map[uint64]uint64{}}
 		waiting := dr.pendingClients(inst)
 		for _, c := range waiting {
-			if c.att.Log < 0 {
-				c.positions(work.Oldest)
-			} else {
+			c.positions(work.Oldest)
+			if c.att.Log >= 0 {
 				c.inFlight(work.Oldest)
 			}
 		}
@@ -37,12 +36,16 @@ func (dr *driver) watchProgressBy(inst *driverInstance, patience time.Duration, 
 			continue
 		}
 		blamed := slices.DeleteFunc(waiting, func(c *client) bool { return c.att.ID != queue>>queueBits })
-		if len(blamed) > 0 && blamed[0].att.Log < 0 && !inst.silent(blamed[0].att.ID) {
-			p = reincarnation.Progress{Patience: patience}
-			continue
+		what := "requests that it had taken stood still"
+		if work.Oldest[queue]&untaken != 0 {
+			if len(blamed) > 0 && !inst.silent(blamed[0].att.ID) {
+				p.Forget(queue)
+				continue
+			}
+			what = "it took no requests, and answered no question"
 		}
 		if dr.confirm(inst, blamed) {
-			inst.declareStalled("requests that it had taken stood still", time.Now().Add(-p.Patience))
+			inst.declareStalled(what, time.Now().Add(-p.Patience))
 			return false
 		}
 	}
@@ -51,6 +54,9 @@ func (dr *driver) watchProgressBy(inst *driverInstance, patience time.Duration, 
 
 // queueBits is how many bits of a queue's number in the whole driver name it within its attachment.
 const queueBits = 16
+
+// untaken marks a position in a ring among the numbers of requests in flight.
+const untaken = 1 << 63
 
 // silent reports whether the driver's program does not answer a question about an attachment.
 func (i *driverInstance) silent(id uint64) bool {
@@ -62,7 +68,7 @@ func (i *driverInstance) silent(id uint64) bool {
 func (c *client) positions(oldest map[uint64]uint64) {
 	for i := range c.att.Queues {
 		if avail, used, ok := c.indices(i); ok && avail != used {
-			oldest[c.att.ID<<queueBits|uint64(i)] = uint64(used)
+			oldest[c.att.ID<<queueBits|uint64(i)] = uint64(used) | untaken
 		}
 	}
 }

@@ -42,6 +42,9 @@ type standing struct {
 // Interval returns how long to wait between two looks.
 func (p *Progress) Interval() time.Duration { return p.Patience / looksPerPatience }
 
+// Forget begins anew with a queue: there is a reason why it stands still.
+func (p *Progress) Forget(queue uint64) { delete(p.queue, queue) }
+
 // Observe takes a look and returns a queue whose oldest request stands still, or false.
 func (p *Progress) Observe(w Work) (queue uint64, stands bool) {
 	if w.Busy {
