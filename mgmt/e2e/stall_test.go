@@ -1,7 +1,10 @@
 package e2e
 
 import (
+	"bufio"
 	"fmt"
+	"io"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -57,5 +60,49 @@ func TestDriverStalls(t *testing.T) {
 			r.t.Errorf("%+v", list)
 		}
 		r.ctl("driver", "rm", "blk0")
+	})
+}
+
+// A driver that stalls with a request of a client that ends then, and takes no further ones, is replaced for the others' sake, whose requests it has never
+// taken.
+func TestDriverTakesNothing(t *testing.T) {
+	onEngines(t, func(r *rig) {
+		r.ctl("driver", "create", "blk", "blk0", "--engine", string(r.engine), "--deadline", "3s", "--disk", "d="+r.disk(32<<20), "--disk", "e="+r.disk(8<<20))
+		other := r.command("run", "--rm", "--name", "w", "--engine", string(r.engine), "--disk", "blk0/e", "--",
+			filepath.Join(r.dir, "verify"), "-serve", "-disk", "e", "-mib", "2", "-workers", "1")
+		out, err := other.StdoutPipe()
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		in, err := other.StdinPipe()
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		if err := other.Start(); err != nil {
+			r.t.Fatal(err)
+		}
+		busy := r.verify("blk0/d", time.Minute)
+		r.eventually("both clients", func() bool {
+			d := r.driver("blk0")
+			return len(d.Clients) == 2 && d.Clients[0].Attached && d.Clients[1].Attached
+		})
+		r.ctl("driver", "crash", "blk0", "--how", "stall")
+		r.ctl("rm", "--force", "v")
+		_ = busy.cmd.Wait()
+		if _, err := io.WriteString(in, "probe 1\n"); err != nil {
+			r.t.Error(err)
+		}
+		answered := false
+		for lines := bufio.NewScanner(out); !answered && lines.Scan(); {
+			answered = strings.HasPrefix(lines.Text(), "probe 1 ")
+		}
+		in.Close()
+		if err := other.Wait(); err != nil || !answered {
+			r.t.Errorf("answered: %t, %v", answered, err)
+		}
+		list := r.crashes("blk0")
+		if len(list) != 1 || list[0].Cause != hv.CauseStall {
+			r.t.Errorf("%+v", list)
+		}
 	})
 }
