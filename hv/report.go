@@ -16,7 +16,7 @@ const (
 	CauseKilled   Cause = "killed"   // the VMM was killed; made up by graild, there is no Report
 	CauseHang     Cause = "hang"     // the heartbeat stood still with work pending; made up by graild
 	CauseProtocol Cause = "protocol" // it broke the rules of a ring; made up by graild
-	CauseStall    Cause = "stall"    // requests that it had taken stood still while it beat; made up by graild
+	CauseStall    Cause = "stall"    // requests stood still while it beat; made up by graild
 )
 
 // Report is the last word of a grailvm process.

@@ -149,9 +149,7 @@ func (s *sharing) measure(dev, p99, charged *[]float64, notes *[3][]string) erro
 		short := 100 * max(0, 1-one.cost[1]/due)
 		note(0, "the small one has one request outstanding, weights %d:%d: due are %s/s of %s/s, the lesser of its share and of what it gets alone; got %s/s, %.1f %% less",
 			w[0], w[1], mibps(due), mibps(total), mibps(one.cost[1]), short)
-		if w[1] > w[0] { // else its share itself is less than it asks for, one request after the other
-			*p99 = append(*p99, float64(one.p99)/float64(alone.p99))
-		}
+		*p99 = append(*p99, float64(one.p99)/float64(alone.p99))
 		note(1, "flooded, weights %d:%d: %.0f a second, p50 %v, p99 %v; %s/s for the flood", w[0], w[1], one.ops[1], one.p50, one.p99, mibps(one.cost[0]))
 		for _, p := range []sharePoint{both, one} {
 			*charged = append(*charged, 100*p.charged)

@@ -508,9 +508,10 @@ func (r *rig) verify(ctx context.Context, j *judge, events []api.Event, fresh []
 	}
 	mayBeKilled := f.has(func(k *kind) bool { return k.killed })
 	for _, e := range events {
-		// What a survivor of the fault before was replaced by may be told only now.
-		asked := e.Details["injected"] == "kill"
-		if e.Event == "driver died" && e.Details["cause"] == string(hv.CauseKilled) && !asked && !mayBeKilled {
+		if e.Time.Before(j.At) {
+			continue // of the fault before, whose survivor was replaced
+		}
+		if e.Event == "driver died" && e.Details["cause"] == string(hv.CauseKilled) && !mayBeKilled {
 			j.lost("the process of driver %s ended without a last word: %s", e.Details["driver"], e.Details["why"])
 		}
 		if (e.Event == "driver died" || e.Event == "driver recovered") && e.Details["driver"] == f.target && j.Cause == "" {

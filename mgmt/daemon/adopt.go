@@ -309,7 +309,7 @@ func (v *vm) adopt(p *running) *instance {
 		if r.Cause == hv.CauseKilled && v.rec.Process.BootID != d.bootID {
 			r.Message = "the host was restarted"
 		} else {
-			d.domains.blame(v.parent(), v.key(), shareOf(&v.rec.Config).Memory, r)
+			d.domains.blame(v.parent(), v.key(), shareOf(&v.rec.Config).Memory.VMM, r)
 		}
 		v.rec.State, v.rec.Ended, v.rec.Report, v.rec.Process = api.Exited, r.Ended, r, store.Process{}
 		d.store.PutVMLater(&v.rec)

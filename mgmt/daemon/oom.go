@@ -29,9 +29,9 @@ func (dm *domains) arrives(group string) {
 	}
 }
 
-// blame makes the report of a run that nobody asked to end say that the kernel killed its process for want of memory, if it has. m is
-// what it may have.
-func (dm *domains) blame(parent tenant.Path, key tenant.Key, m tenant.Memory, r *hv.Report) {
+// blame makes the report of a run that nobody asked to end say that the kernel killed its process for want of memory, if it has. vmm is
+// what its VMM may use, in bytes.
+func (dm *domains) blame(parent tenant.Path, key tenant.Key, vmm int64, r *hv.Report) {
 	switch {
 	case r.Cause == hv.CauseKilled, r.Cause == hv.CauseEngine, r.Cause == hv.CauseSetup, r.Cause == hv.CauseSignal && r.Signal == int(unix.SIGKILL):
 	default:
@@ -52,7 +52,7 @@ func (dm *domains) blame(parent tenant.Path, key tenant.Key, m tenant.Memory, r 
 		r.Message = "the host's kernel ended the VM's processes, since there was no memory left"
 	case full == group:
 		r.Message = fmt.Sprintf("the VM's processes used more than the %s that they may, %s for the guest and %s for the VMM; the host's kernel ended them", most,
-			tenant.MemoryBytes.Format(int64(limit)-m.VMM), tenant.MemoryBytes.Format(m.VMM))
+			tenant.MemoryBytes.Format(int64(limit)-vmm), tenant.MemoryBytes.Format(vmm))
 	default:
 		r.Message = fmt.Sprintf("the host's kernel ended the VM's processes, since all that runs %s may use %s together", ofGroup(full), most)
 	}

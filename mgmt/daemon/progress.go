@@ -42,7 +42,7 @@ func (dr *driver) watchProgressBy(inst *driverInstance, patience time.Duration, 
 				p.Forget(queue)
 				continue
 			}
-			what = "it took no requests, and answered no question"
+			what = "work in a ring stood still, and no question was answered,"
 		}
 		if dr.confirm(inst, blamed) {
 			inst.declareStalled(what, time.Now().Add(-p.Patience))

@@ -219,7 +219,7 @@ func (dr *driver) serve(inst *driverInstance, rec *recovery) (*ending, error) {
 		r.Message = m
 	}
 	if !ofHost(&dr.rec.Config) {
-		dr.d.domains.blame(tenant.Path(dr.rec.Config.Tenant), dr.key(), tenant.Memory{}, r)
+		dr.d.domains.blame(tenant.Path(dr.rec.Config.Tenant), dr.key(), 0, r)
 	}
 	if err != nil && (r.Cause == hv.CauseSetup || r.Cause == hv.CauseEngine) {
 		return nil, errors.New(describe(r))

@@ -190,7 +190,7 @@ func (v *vm) reap(inst *instance, clients []*client) {
 		r.Message = m
 	}
 	cfg, _ := v.config()
-	v.d.domains.blame(v.parent(), v.key(), shareOf(&cfg).Memory, r)
+	v.d.domains.blame(v.parent(), v.key(), shareOf(&cfg).Memory.VMM, r)
 	inst.close()
 	v.d.domains.dismiss(v.key())
 	v.mu.Lock()

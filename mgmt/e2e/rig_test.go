@@ -1,11 +1,13 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -131,6 +133,23 @@ func (r *rig) command(args ...string) *exec.Cmd {
 	cmd := exec.Command(filepath.Join(r.dir, "grailctl"), args...)
 	cmd.Env = append(os.Environ(), "GRAIL_STATE_DIR="+r.dirs.State, "GRAIL_RUN_DIR="+r.dirs.Run, "GRAIL_LIBEXEC="+r.dir)
 	return cmd
+}
+
+// talk starts a command, and returns the ends of its standard input and output.
+func (r *rig) talk(cmd *exec.Cmd) (in io.WriteCloser, out *bufio.Scanner) {
+	r.t.Helper()
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		r.t.Fatal(err)
+	}
+	return in, bufio.NewScanner(stdout)
 }
 
 // run runs grailctl and returns both its outputs and its exit code.

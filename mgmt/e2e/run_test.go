@@ -132,18 +132,7 @@ func TestBackground(t *testing.T) {
 func TestForegroundSurvivesDaemon(t *testing.T) {
 	onEngines(t, func(r *rig) {
 		cmd := r.command(r.guest([]string{"--name", "fg"}, "cat")...)
-		stdin, err := cmd.StdinPipe()
-		if err != nil {
-			r.t.Fatal(err)
-		}
-		stdout, err := cmd.StdoutPipe()
-		if err != nil {
-			r.t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			r.t.Fatal(err)
-		}
-		lines := bufio.NewScanner(stdout)
+		stdin, lines := r.talk(cmd)
 		for i := range 3 {
 			fmt.Fprintf(stdin, "line %d\n", i)
 			if !lines.Scan() || lines.Text() != fmt.Sprintf("line %d", i) {

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bufio"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -70,17 +69,7 @@ func TestDriverTakesNothing(t *testing.T) {
 		r.ctl("driver", "create", "blk", "blk0", "--engine", string(r.engine), "--deadline", "3s", "--disk", "d="+r.disk(32<<20), "--disk", "e="+r.disk(8<<20))
 		other := r.command("run", "--rm", "--name", "w", "--engine", string(r.engine), "--disk", "blk0/e", "--",
 			filepath.Join(r.dir, "verify"), "-serve", "-disk", "e", "-mib", "2", "-workers", "1")
-		out, err := other.StdoutPipe()
-		if err != nil {
-			r.t.Fatal(err)
-		}
-		in, err := other.StdinPipe()
-		if err != nil {
-			r.t.Fatal(err)
-		}
-		if err := other.Start(); err != nil {
-			r.t.Fatal(err)
-		}
+		in, lines := r.talk(other)
 		busy := r.verify("blk0/d", time.Minute)
 		r.eventually("both clients", func() bool {
 			d := r.driver("blk0")
@@ -93,7 +82,7 @@ func TestDriverTakesNothing(t *testing.T) {
 			r.t.Error(err)
 		}
 		answered := false
-		for lines := bufio.NewScanner(out); !answered && lines.Scan(); {
+		for !answered && lines.Scan() {
 			answered = strings.HasPrefix(lines.Text(), "probe 1 ")
 		}
 		in.Close()

@@ -14,12 +14,13 @@ const (
 // looksPerPatience is how often the requests in flight are looked at in that time.
 const looksPerPatience = 8
 
-// Work is one look at what a driver does about the requests that it has taken. It comes from memory that only the host and the driver
-// write, so no client can blame its driver for a request that it forged.
+// Work is one look at what a driver does about its requests. Of those that it has taken it comes from memory that only the host and the driver write, so no
+// client can blame its driver for a request that it forged. Of those that wait it comes from the ring, and who observes that they stand still has to ask the
+// driver before it is blamed.
 type Work struct {
 	Beat   uint64            // abi.StatusBeat
 	Busy   bool              // the host is performing device calls for it
-	Oldest map[uint64]uint64 // by queue: the number of the oldest request in flight, in the driver's order of taking
+	Oldest map[uint64]uint64 // by queue: the number of the oldest request in flight, in the driver's order of taking; or, marked as such, how far the driver has come
 }
 
 // Progress finds out a driver that beats, and leaves requests lying. The zero value with a Patience is ready for use.

@@ -29,7 +29,7 @@ const (
 	TCG  Accel = "tcg" // translation
 )
 
-// TranslationBytes is how much memory QEMU may use for translated code, in bytes, beside some 50 MiB of its own. When it is full, QEMU begins anew; without
+// TranslationBytes is how much memory QEMU may use for translated code, in bytes, beside some 40 MiB of its own. When it is full, QEMU begins anew; without
 // a bound it takes up to 1 GiB (accel/tcg/region.c). Booting Linux fills some 60 MiB.
 const TranslationBytes = 128 << 20
 

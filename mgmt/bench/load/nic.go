@@ -33,8 +33,8 @@ const NICQueueSize = 256
 
 const nicBuffer = 2048
 
-// DialNIC connects to the back end at path, starts both queues, each of so many entries, and offers all buffers for receiving. The back end is told not to ring: the
-// client polls. Without offloads, a frame is one buffer. The caller closes it.
+// DialNIC connects to the back end at path, starts both queues, each of so many entries, and offers all buffers for receiving. The back end is told
+// not to ring: the client polls. Without offloads, a frame is one buffer. The caller closes it.
 func DialNIC(ctx context.Context, path string, entries uint16) (_ *NIC, err error) {
 	n := &NIC{done: make([]ring.Completion, entries)}
 	defer func() {
