@@ -163,6 +163,8 @@ func (i *instance) order(o *inject.Order, program func() (*os.File, error)) (str
 	switch {
 	case errors.Is(err, hv.ErrClosed) && !o.Armed():
 		return "the VM died of the fault before it could tell what was done", nil
+	case errors.Is(err, hv.ErrClosed):
+		return "", err // of something else, before it could be armed
 	case err != nil:
 		return "", api.Errorf(api.CannotRun, "%v", err)
 	case resp.Hit == nil:
@@ -231,6 +233,9 @@ func (d *Daemon) injectVM(r *http.Request) (any, error) {
 		done.What, err = inst.kill(req.Kind)
 	default:
 		done.What, err = inst.order(o, func() (*os.File, error) { return os.Open(v.rec.Config.Program) })
+	}
+	if errors.Is(err, hv.ErrClosed) {
+		err = api.Errorf(api.Busy, "VM %s has just ended by itself", v.name())
 	}
 	if err != nil {
 		return nil, err
