@@ -3,6 +3,7 @@ package sys
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -48,6 +49,37 @@ func main() {
 	}
 	if calls := r.guest.Stats().Calls["clock_gettime"]; calls > 1000 {
 		t.Errorf("%d calls of clock_gettime: the vDSO is not used", calls)
+	}
+}
+
+// A program's own sleep ends when it is to end, though the runtime's monitor is let sleep longer.
+func TestSleepEndsInTime(t *testing.T) {
+	r := run(t, 64<<20, build(t, `package main
+import ("fmt"; "os"; "syscall"; "time"; "unsafe")
+func main() {
+	least := time.Hour
+	for range 50 {
+		ts := syscall.NsecToTimespec(1500000)
+		begin := time.Now()
+		if _, _, err := syscall.RawSyscall(syscall.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&ts)), 0, 0); err == 0 { // no signal
+			least = min(least, time.Since(begin))
+		}
+	}
+	if least < 1500*time.Microsecond || least > 3*time.Millisecond { fmt.Println("slept", least, "of 1.5ms at least"); os.Exit(1) }
+}`))
+	if r.Cause != hv.CauseExit || r.Code != 0 {
+		t.Fatalf("%v, output %q", r.End, r.out)
+	}
+}
+
+func TestGoMonitorsSleeps(t *testing.T) {
+	for d, want := range map[time.Duration]bool{
+		20 * time.Microsecond: true, 5120 * time.Microsecond: true, 10 * time.Millisecond: true,
+		0: false, 3 * time.Microsecond: false, 10240 * time.Microsecond: false, 30 * time.Microsecond: false, 20 * time.Millisecond: false,
+	} {
+		if got := ofGoMonitor(d); got != want {
+			t.Errorf("%v: %v", d, got)
+		}
 	}
 }
 

@@ -52,13 +52,21 @@ func (t *thread) storeTimeval(addr uint64, interval, value time.Duration) error 
 // timerSlack is how late a sleep may end: Linux's default.
 const timerSlack = 50 * time.Microsecond
 
-// goSlack is the same for the sleeps of a program in Go that are goSleep or longer. Goroutines sleep in futex and epoll_wait; the runtime uses nanosleep, for
-// a thread that looks after the others every 20 µs as long as they are busy, and would take a tenth of a processor for that in exits, and for pauses of 3 µs
-// before it takes another thread's work.
-const (
-	goSlack = 4 * time.Millisecond
-	goSleep = 20 * time.Microsecond
-)
+// goSlack is the same for the sleeps of the thread with which Go's runtime looks after the others (runtime.sysmon): every 20 µs as long as they are busy,
+// it would take a tenth of a processor for that in exits.
+const goSlack = 4 * time.Millisecond
+
+// ofGoMonitor reports whether a sleep takes as long as those of that thread: 20 µs at first, twice as long each time after a while, and no longer than
+// 10 ms. Goroutines sleep in futex and epoll_wait; who calls nanosleep itself means another time, up to which it wants to sleep.
+func ofGoMonitor(d time.Duration) bool {
+	const first, last = 20 * time.Microsecond, 10 * time.Millisecond
+	for s := first; s < last; s *= 2 {
+		if d == s {
+			return true
+		}
+	}
+	return d == last
+}
 
 // sleep serves nanosleep and clock_nanosleep.
 func (t *thread) sleep(clock int32, absolute bool, req, rem uint64) (uint64, error) {
@@ -78,7 +86,7 @@ func (t *thread) sleep(clock int32, absolute bool, req, rem uint64) (uint64, err
 		return 0, nil
 	}
 	// A short sleep of a Linux process takes that much longer as well (prctl(2), PR_SET_TIMERSLACK); here each one is an exit.
-	if t.g.goRuntime && d >= goSleep {
+	if t.g.goRuntime && ofGoMonitor(d) {
 		d += goSlack
 	} else {
 		d += timerSlack

@@ -36,6 +36,7 @@ type governor struct {
 	waited  map[tenant.Key]time.Duration
 	at      time.Time
 	machine machineTime
+	beside  beside
 }
 
 // governNice is the priority of the governor's thread, if graild may choose one: it is needed most where there is least time.
@@ -88,6 +89,7 @@ func (g *governor) release() {
 // forget begins anew: nothing is known of what went before.
 func (g *governor) forget() {
 	g.steer, g.used, g.waited = map[tenant.Key]*tenant.Steering{}, map[tenant.Key]uint64{}, map[tenant.Key]time.Duration{}
+	g.beside = beside{}
 }
 
 // threadTimeUsed returns the processor time that the calling thread has used.
@@ -103,15 +105,17 @@ func threadTimeUsed() time.Duration {
 func (g *governor) look() {
 	begin := time.Now()
 	dt, idle := begin.Sub(g.at), true
-	if now, ok := readMachine(); ok {
-		idle = now.idleSince(g.machine) >= idlePart
+	now, ok := readMachine()
+	if ok {
+		idle = now.since(g.machine).idlePercent() >= idlePart
 		g.machine = now
 	}
 	g.at = begin
 	dm := g.dm
 	dm.mu.Lock()
 	defer dm.mu.Unlock()
-	if idle && !dm.capped() || len(dm.groups) < 2 {
+	// Who is capped here leaves a processor idle until the kernel has moved others there: then it is over when nobody waits any more.
+	if idle && len(dm.steered) == 0 && !dm.capped() || len(dm.groups) < 2 {
 		if len(dm.steered) > 0 || dm.raised > 0 {
 			dm.steered, dm.raised = nil, 0
 			dm.sync()
@@ -191,7 +195,10 @@ func (g *governor) measure(dt time.Duration) map[tenant.Key]tenant.Milli {
 			given[k] = u
 		}
 		if parent == tenant.HostKey {
-			dm.raised = raise(dm.raised, given, dm.owed(given))
+			g.beside.add(has, dm.owed(given), dt)
+			if r, ok := g.beside.rivalry(g.machine); ok {
+				dm.raised = raise(dm.raised, len(given), r)
+			}
 		}
 		if g.steer[parent] == nil {
 			g.steer[parent] = &tenant.Steering{}
@@ -217,30 +224,75 @@ func (dm *domains) owed(given map[tenant.Key]tenant.Given) (sum tenant.Milli) {
 	return sum
 }
 
-// Steps by which the top group's weight follows what is needed, in percent, and how close is close enough.
+// rivalry is what the host's children together and the host's processes got of the processors in a while.
+type rivalry struct {
+	Owed tenant.Milli // to the children, out of what there was
+	Got  tenant.Milli // by the children
+	Rest tenant.Milli // what there was beside what is owed to them
+	Host tenant.Milli // got by the host's processes
+}
+
+// beside sums up for a rivalry. The zero value is ready for use.
+type beside struct {
+	begin     machineTime
+	got, owed float64 // ms of a core
+	time      time.Duration
+}
+
+// besideTime is how long it is summed up for a rivalry: what is known of the processors comes in ticks of 10 ms.
+const besideTime = time.Second
+
+func (b *beside) add(got, owed tenant.Milli, dt time.Duration) {
+	b.got += float64(got) * dt.Seconds()
+	b.owed += float64(owed) * dt.Seconds()
+	b.time += dt
+}
+
+// rivalry returns what was summed up when that has been for long enough, and begins anew.
+func (b *beside) rivalry(now machineTime) (r rivalry, ok bool) {
+	m := now.since(b.begin)
+	first := b.begin == machineTime{}
+	if !first && b.time < besideTime {
+		return r, false
+	}
+	if !first && m.all > 0 && m.stolen < m.all {
+		total := float64(runtime.NumCPU() * 1000)
+		there := total * float64(m.all-m.stolen) / float64(m.all)
+		busy := total * float64(m.all-m.stolen-m.idle) / float64(m.all)
+		// What others on the same hardware have taken all lose alike: no weight brings it back.
+		owed := b.owed / b.time.Seconds() * there / total
+		got := b.got / b.time.Seconds()
+		r, ok = rivalry{Owed: tenant.Milli(owed), Got: tenant.Milli(got), Rest: tenant.Milli(there - owed), Host: tenant.Milli(max(busy-got, 0))}, true
+	}
+	*b = beside{begin: now}
+	return r, ok
+}
+
+// How fast the top group's weight follows what is needed, and how close is close enough.
 const (
-	raiseBy   = 25
-	lowerBy   = 5
+	raiseMost = 4.0
+	lowerMost = 0.5
 	owedSlack = tenant.Milli(10)
 )
 
-// raise returns the weight of the top group beside the host's processes with which the guarantees are kept: more while what the children got together
-// is less than what they are owed, and less again, until none of it is needed, when they get more.
-func raise(weight uint64, given map[tenant.Key]tenant.Given, owed tenant.Milli) uint64 {
-	var got tenant.Milli
-	for _, u := range given {
-		got += u.Used
-	}
-	least := fence.BesideHost(len(given) * runtime.NumCPU())
+// raise returns the weight of the top group beside the host's processes with which the guarantees are kept; 0 where that of so many children suffices. The
+// kernel divides by weights: what each side had for the last one tells what the next one has to be. It is more only where the host's processes have
+// had more than the rest: a child that did not get its guarantee though they have not lacks something else.
+func raise(weight uint64, children int, r rivalry) uint64 {
+	least := fence.BesideHost(children * runtime.NumCPU())
+	by := float64(r.Owed) / float64(max(r.Got, 1)) * float64(r.Host) / float64(max(r.Rest, 1))
 	switch {
-	case got+owedSlack < owed:
-		return min(max(weight, least)*(100+raiseBy)/100, fence.Parts)
-	case got > owed+2*owedSlack:
-		if weight = weight * (100 - lowerBy) / 100; weight <= least {
-			return 0
-		}
+	case r.Host > r.Rest+owedSlack:
+		by = min(max(by, 1), raiseMost)
+	case r.Host+owedSlack < r.Rest:
+		by = min(max(by, lowerMost), 1)
+	default:
+		by = 1
 	}
-	return weight
+	if weight = uint64(float64(max(weight, least)) * by); weight <= least {
+		return 0
+	}
+	return min(weight, fence.Parts)
 }
 
 // parents returns the nodes that have children in which something runs. The caller holds dm.mu.
@@ -296,7 +348,7 @@ func equalCaps(a, b map[tenant.Key]tenant.Milli) bool {
 }
 
 // machineTime is what the processors did since the start, in ticks of USER_HZ (proc(5), /proc/stat).
-type machineTime struct{ all, idle uint64 }
+type machineTime struct{ all, idle, stolen uint64 }
 
 func readMachine() (m machineTime, ok bool) {
 	b, err := os.ReadFile("/proc/stat")
@@ -305,24 +357,35 @@ func readMachine() (m machineTime, ok bool) {
 	}
 	line, _, _ := strings.Cut(string(b), "\n")
 	f := strings.Fields(line)
-	const idle, wait, last = 4, 5, 8 // guest time, behind it, is counted in user time
-	if len(f) <= last {
+	const idle, wait, steal = 4, 5, 8 // guest time, behind it, is counted in user time
+	if len(f) <= steal {
 		return m, false
 	}
-	for i := 1; i <= last; i++ {
+	for i := 1; i <= steal; i++ {
 		n, _ := strconv.ParseUint(f[i], 10, 64)
 		m.all += n
-		if i == idle || i == wait {
+		switch i {
+		case idle, wait:
 			m.idle += n
+		case steal:
+			m.stolen += n
 		}
 	}
 	return m, true
 }
 
-// idleSince returns the percentage of the time since before for which processors were idle.
-func (m machineTime) idleSince(before machineTime) uint64 {
+// since returns what the processors did after before.
+func (m machineTime) since(before machineTime) machineTime {
 	if m.all <= before.all {
+		return machineTime{}
+	}
+	return machineTime{m.all - before.all, m.idle - before.idle, m.stolen - before.stolen}
+}
+
+// idlePercent returns for how much of the time processors were idle.
+func (m machineTime) idlePercent() uint64 {
+	if m.all == 0 {
 		return 100
 	}
-	return (m.idle - before.idle) * 100 / (m.all - before.all)
+	return m.idle * 100 / m.all
 }

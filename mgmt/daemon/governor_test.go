@@ -12,46 +12,70 @@ import (
 // needed any more.
 func TestGuaranteesHoldBesideABusyHost(t *testing.T) {
 	total := float64(runtime.NumCPU() * 1000)
-	key := tenant.Key{Kind: tenant.VM, Name: "v"}
 	owed := tenant.Milli(total * 0.9)
 	var weight uint64
 	got := tenant.Milli(0)
-	run := func(hostTasks float64, steps int) {
+	run := func(hostTasks, stolen float64, steps int) {
 		for range steps {
 			own := float64(max(weight, fence.BesideHost(runtime.NumCPU())))
 			host := hostTasks * float64(fence.BesideHost(1))
-			got = tenant.Milli(total * own / (own + host))
-			weight = raise(weight, map[tenant.Key]tenant.Given{key: {Used: got, Hungry: true}}, owed)
+			there := total * (1 - stolen)
+			got = tenant.Milli(there * own / (own + host))
+			due := tenant.Milli(float64(owed) * (1 - stolen))
+			weight = raise(weight, 1, rivalry{Owed: due, Got: got, Rest: tenant.Milli(there) - due, Host: tenant.Milli(there) - got})
 		}
 	}
-	run(float64(10*runtime.NumCPU()), 100)
+	run(float64(10*runtime.NumCPU()), 0, 100)
 	if got < owed-2*owedSlack {
 		t.Errorf("%v of %v owed beside a busy host", got, owed)
 	}
-	run(0, 200)
+	run(0, 0, 200)
 	if weight != 0 {
 		t.Errorf("weight %d is left beside an idle host", weight)
 	}
-	run(1e9, 200)
+	run(0, 0.5, 200)
+	if weight != 0 {
+		t.Errorf("weight %d where others took what is lacking", weight)
+	}
+	run(1e9, 0, 200)
 	if weight != fence.Parts {
 		t.Errorf("weight %d beside a host that cannot be outweighed", weight)
 	}
 }
 
-func TestIdleSince(t *testing.T) {
+// What there was is summed up over a while, and what others have taken is nobody's.
+func TestRivalry(t *testing.T) {
+	total := tenant.Milli(runtime.NumCPU() * 1000)
+	var b beside
+	if _, ok := b.rivalry(machineTime{all: 1000, idle: 10}); ok {
+		t.Error("a rivalry without a beginning")
+	}
+	b.add(total/2, total*8/10, besideTime/2)
+	if _, ok := b.rivalry(machineTime{all: 1100, idle: 10}); ok {
+		t.Error("a rivalry of half the time")
+	}
+	b.add(total/4, total*8/10, besideTime/2)
+	got, ok := b.rivalry(machineTime{all: 1200, idle: 30, stolen: 100})
+	want := rivalry{Owed: total * 4 / 10, Got: total * 3 / 8, Rest: total / 10, Host: total * 25 / 1000}
+	if !ok || got != want {
+		t.Errorf("%+v, %v, want %+v", got, ok, want)
+	}
+}
+
+func TestIdlePercent(t *testing.T) {
 	for _, c := range []struct {
 		before, now machineTime
 		want        uint64
 	}{
-		{machineTime{100, 50}, machineTime{120, 60}, 50},
-		{machineTime{100, 50}, machineTime{120, 50}, 0},
-		{machineTime{100, 50}, machineTime{100, 50}, 100},
+		{machineTime{100, 50, 0}, machineTime{120, 60, 10}, 50},
+		{machineTime{100, 50, 0}, machineTime{120, 50, 0}, 0},
+		{machineTime{100, 50, 0}, machineTime{100, 50, 0}, 100},
 	} {
-		if got := c.now.idleSince(c.before); got != c.want {
+		if got := c.now.since(c.before).idlePercent(); got != c.want {
 			t.Errorf("from %v to %v: %d %%", c.before, c.now, got)
 		}
 	}
-	if m, ok := readMachine(); !ok || m.all == 0 || m.idle > m.all {
+	if m, ok := readMachine(); !ok || m.all == 0 || m.idle+m.stolen > m.all {
 		t.Errorf("/proc/stat says %+v, %v", m, ok)
 	}
 }
