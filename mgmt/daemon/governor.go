@@ -114,8 +114,7 @@ func (g *governor) look() {
 	dm := g.dm
 	dm.mu.Lock()
 	defer dm.mu.Unlock()
-	// Who is capped here leaves a processor idle until the kernel has moved others there: then it is over when nobody waits any more.
-	if idle && len(dm.steered) == 0 && !dm.capped() || len(dm.groups) < 2 {
+	if idle && !dm.capped() || len(dm.groups) < 2 {
 		if len(dm.steered) > 0 || dm.raised > 0 {
 			dm.steered, dm.raised = nil, 0
 			dm.sync()
