@@ -508,8 +508,8 @@ func (r *rig) verify(ctx context.Context, j *judge, events []api.Event, fresh []
 	}
 	mayBeKilled := f.has(func(k *kind) bool { return k.killed })
 	for _, e := range events {
-		if e.Time.Before(j.At) {
-			continue // of the fault before, whose survivor was replaced
+		if e.Details["injected"] == "kill" && e.Time.Before(j.At) {
+			continue // what a survivor of the fault before was replaced by may be told only now
 		}
 		if e.Event == "driver died" && e.Details["cause"] == string(hv.CauseKilled) && !mayBeKilled {
 			j.lost("the process of driver %s ended without a last word: %s", e.Details["driver"], e.Details["why"])

@@ -32,6 +32,7 @@ type domains struct {
 	killed  map[string]uint64     // by group: processes that the kernel has killed for want of memory, as far as known
 	notes   map[tenant.Key][]string
 	applied error                       // of the last sync
+	least   uint64                      // weight of the top group by what runs; see plan
 	raised  uint64                      // weight of the top group that keeps the guarantees beside the host's processes; see governor
 	steered map[tenant.Key]tenant.Milli // caps of those that hold back for now; see governor
 	bounds  map[tenant.Key]uint64       // bytes that those may use who were asked for memory; see vm.order
@@ -284,7 +285,8 @@ func (dm *domains) plan() ([]fence.Group, map[tenant.Key]string) {
 		}
 	}
 	// Beside the host's processes a VM counts for as much as one of them on each processor, unless more is needed to keep the guarantees.
-	weight := max(fence.BesideHost(leaves*runtime.NumCPU()), dm.raised)
+	dm.least = fence.BesideHost(leaves * runtime.NumCPU())
+	weight := max(dm.least, dm.raised)
 	apply := []fence.Group{{Path: "", Limits: fence.Limits{Weight: weight, CapMilli: int64(host.CPU.Cap), CPUs: host.CPU.Set, ReservedBytes: reserved[tenant.HostKey]}}}
 	groups := map[tenant.Key]string{}
 	caps := map[tenant.Key]tenant.Milli{tenant.HostKey: host.CPU.Cap} // the tightest from the host down

@@ -105,8 +105,7 @@ func threadTimeUsed() time.Duration {
 func (g *governor) look() {
 	begin := time.Now()
 	dt, idle := begin.Sub(g.at), true
-	now, ok := readMachine()
-	if ok {
+	if now, ok := readMachine(); ok {
 		idle = now.since(g.machine).idlePercent() >= idlePart
 		g.machine = now
 	}
@@ -196,7 +195,7 @@ func (g *governor) measure(dt time.Duration) map[tenant.Key]tenant.Milli {
 		if parent == tenant.HostKey {
 			g.beside.add(has, dm.owed(given), dt)
 			if r, ok := g.beside.rivalry(g.machine); ok {
-				dm.raised = raise(dm.raised, len(given), r)
+				dm.raised = raise(dm.raised, dm.least, r)
 			}
 		}
 		if g.steer[parent] == nil {
@@ -274,11 +273,10 @@ const (
 	owedSlack = tenant.Milli(10)
 )
 
-// raise returns the weight of the top group beside the host's processes with which the guarantees are kept; 0 where that of so many children suffices. The
+// raise returns the weight of the top group beside the host's processes with which the guarantees are kept; 0 where the least one suffices. The
 // kernel divides by weights: what each side had for the last one tells what the next one has to be. It is more only where the host's processes have
 // had more than the rest: a child that did not get its guarantee though they have not lacks something else.
-func raise(weight uint64, children int, r rivalry) uint64 {
-	least := fence.BesideHost(children * runtime.NumCPU())
+func raise(weight, least uint64, r rivalry) uint64 {
 	by := float64(r.Owed) / float64(max(r.Got, 1)) * float64(r.Host) / float64(max(r.Rest, 1))
 	switch {
 	case r.Host > r.Rest+owedSlack:

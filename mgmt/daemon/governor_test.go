@@ -13,16 +13,17 @@ import (
 func TestGuaranteesHoldBesideABusyHost(t *testing.T) {
 	total := float64(runtime.NumCPU() * 1000)
 	owed := tenant.Milli(total * 0.9)
+	least := fence.BesideHost(runtime.NumCPU())
 	var weight uint64
 	got := tenant.Milli(0)
 	run := func(hostTasks, stolen float64, steps int) {
 		for range steps {
-			own := float64(max(weight, fence.BesideHost(runtime.NumCPU())))
+			own := float64(max(weight, least))
 			host := hostTasks * float64(fence.BesideHost(1))
 			there := total * (1 - stolen)
 			got = tenant.Milli(there * own / (own + host))
 			due := tenant.Milli(float64(owed) * (1 - stolen))
-			weight = raise(weight, 1, rivalry{Owed: due, Got: got, Rest: tenant.Milli(there) - due, Host: tenant.Milli(there) - got})
+			weight = raise(weight, least, rivalry{Owed: due, Got: got, Rest: tenant.Milli(there) - due, Host: tenant.Milli(there) - got})
 		}
 	}
 	run(float64(10*runtime.NumCPU()), 0, 100)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/mgmt/api"
@@ -112,8 +113,8 @@ func (r *rig) serves(n int) func() bool {
 // Every fault is made under a VM that writes and checks, which must not notice.
 func TestInjectedFaults(t *testing.T) {
 	onEngines(t, func(r *rig) {
-		r.ctl("driver", "create", "blk", "blk0", "--engine", string(r.engine), "--heartbeat", "250ms", "--disk", "d="+r.disk(32<<20))
-		v := r.verify("blk0/d", untilEnd)
+		r.ctl("driver", "create", "blk", "blk0", "--engine", string(r.engine), "--disk", "d="+r.disk(32<<20))
+		v := r.verify("blk0/d", 5*time.Minute)
 		r.eventually("the client", r.serving("blk0", 1))
 		hangs, traced := 0, 0
 		for i, f := range faults {
@@ -163,7 +164,8 @@ func TestInjectedFaults(t *testing.T) {
 		if err := json.Unmarshal([]byte(r.ctl("inject", "blk0", "bell:storm", "--seed", "7", "--set", "ms=1", "--json")), &done); err != nil || done.Seed != 7 {
 			r.t.Errorf("%+v, %v", done, err)
 		}
-		v.end()
+		r.ctl("stop", "v")
+		v.wait()
 		r.ctl("driver", "rm", "blk0")
 	})
 }
@@ -197,7 +199,7 @@ func TestInjectedHarm(t *testing.T) {
 			r.t.Errorf("%d crashes", n)
 		}
 
-		v := r.verify("blk0/d", untilEnd)
+		v := r.verify("blk0/d", time.Minute)
 		r.eventually("the client", r.serving("blk0", 1))
 		w := r.command("run", "--rm", "--name", "w", "--engine", string(r.engine), "--disk", "blk0/e", "--", filepath.Join(r.dir, "verify"), "-disk", "e", "-mib", "8", "-time", "1m")
 		if err := w.Start(); err != nil {
@@ -217,7 +219,8 @@ func TestInjectedHarm(t *testing.T) {
 		if got := code(r.t, w.Wait()); got == 0 {
 			r.t.Error("a VM survived an exception")
 		}
-		v.end()
+		r.ctl("stop", "v")
+		v.wait()
 		r.ctl("driver", "rm", "blk0")
 	})
 }

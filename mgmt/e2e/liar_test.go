@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/grailos/grail/hv"
 )
@@ -12,16 +13,17 @@ import (
 // nothing and sees no error.
 func TestDriverLies(t *testing.T) {
 	onEngines(t, func(r *rig) {
-		r.ctl("driver", "create", "blk", "blk0", "--engine", string(r.engine), patient, "--disk", "d="+r.disk(32<<20))
+		r.ctl("driver", "create", "blk", "blk0", "--engine", string(r.engine), "--disk", "d="+r.disk(32<<20))
 		lies := []string{"used-jump", "used-back", "used-id", "used-twice", "used-length", "used-nothing", "log", "log-entry", "log-index", "wild", "defame"}
-		v := r.verify("blk0/d", untilEnd)
+		v := r.verify("blk0/d", 5*time.Minute)
 		r.eventually("the client", r.serving("blk0", 1))
 		for i, lie := range lies {
 			r.lie("blk0", "lie:"+lie)
 			r.eventually("found out "+lie, func() bool { return len(r.crashes("blk0")) == i+1 })
 			r.eventually("recovered from "+lie, r.serving("blk0", 1))
 		}
-		v.end()
+		r.ctl("stop", "v")
+		v.wait()
 		for i, c := range r.crashes("blk0") {
 			if c.Cause != hv.CauseProtocol || !strings.HasPrefix(c.Injected, "lie:") || !strings.Contains(c.Message, "rules of a ring") {
 				r.t.Errorf("crash %d: %s, %s, injected %q", i, c.Cause, c.Message, c.Injected)
@@ -35,7 +37,7 @@ func TestDriverLies(t *testing.T) {
 // who gets no answer asks again.
 func TestSwitchLies(t *testing.T) {
 	onEngines(t, func(r *rig) {
-		r.ctl("driver", "create", "net", "net0", "--engine", string(r.engine), patient, "--port", "web", "--port", "user")
+		r.ctl("driver", "create", "net", "net0", "--engine", string(r.engine), "--port", "web", "--port", "user")
 		r.startServer("server", "web")
 		r.ctl(r.netcheck("user", "ping", "-count", "1", "web")...)
 		endEcho := r.echo("user", "10.77.0.2")
@@ -57,9 +59,6 @@ func TestSwitchLies(t *testing.T) {
 		r.ctl("driver", "rm", "net0")
 	})
 }
-
-// patient is the heartbeat of a driver that ends by something else than a hang, however little of the processors the test gets.
-const patient = "--heartbeat=1s"
 
 // lie has a driver lie from now on.
 func (r *rig) lie(driver, how string) {

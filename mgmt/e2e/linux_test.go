@@ -65,7 +65,7 @@ func TestLinux(t *testing.T) {
 	}
 	r.ctl("driver", "create", "blk", "blk0", "--socket", "--disk", "d="+image)
 	r.ctl("create", "--personality", "linux", "--name", "tux", "--disk", "blk0/d")
-	r.ctlWithin(linuxLimit, "start", "tux")
+	r.ctl("start", "tux")
 	in := func(stdin []byte, want int, args ...string) string {
 		t.Helper()
 		out, code := r.runWithin(linuxLimit, stdin, append([]string{"exec", "tux", "--"}, args...)...)
@@ -135,7 +135,7 @@ func TestLinuxEnds(t *testing.T) {
 		}
 	}
 	r.ctl("create", "--personality", "linux", "--name", "tux")
-	r.ctlWithin(linuxLimit, "start", "tux")
+	r.ctl("start", "tux")
 	var v struct{ PID int }
 	if err := json.Unmarshal([]byte(r.ctl("inspect", "tux", "--json")), &v); err != nil || v.PID == 0 {
 		t.Fatalf("PID %d: %v", v.PID, err)
@@ -192,7 +192,7 @@ func TestLinuxNetwork(t *testing.T) {
 		"--port", "native=1", "--port", "alone=2")
 	for _, name := range []string{"web", "user", "stranger"} {
 		r.ctl("create", "--personality", "linux", "--memory", "128M", "--cpu", "1", "--name", name, "--net", "net0/"+name)
-		r.ctlWithin(linuxLimit, "start", name)
+		r.ctl("start", name)
 	}
 	in := func(vm string, script string) (string, int) {
 		t.Helper()

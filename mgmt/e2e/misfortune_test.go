@@ -41,14 +41,14 @@ func (r *rig) ready(name string) func() bool {
 func TestCrashDuringRecovery(t *testing.T) {
 	onEngines(t, func(r *rig) {
 		r.ctl("driver", "create", "blk", "blk0", "--engine", string(r.engine), "--spares", "2", "--disk", "d="+r.disk(32<<20))
-		v := r.verify("blk0/d", untilEnd)
+		v := r.verify("blk0/d", time.Second)
 		r.eventually("the client", r.serving("blk0", 1))
 		last := 0
 		for range 6 {
 			last = r.slay("blk0", last)
 		}
 		r.eventually("it serves", func() bool { return r.ready("blk0")() && r.driver("blk0").PID != last })
-		v.end()
+		v.wait()
 		if n := len(r.crashes("blk0")); n < 6 {
 			r.t.Errorf("%d crash records", n)
 		}
@@ -63,7 +63,7 @@ func TestCrashDuringUpgrade(t *testing.T) {
 		r.t.Logf("seed %d", seed)
 		rng := rand.New(rand.NewPCG(seed, 0))
 		r.ctl("driver", "create", "blk", "blk0", "--engine", string(r.engine), "--disk", "d="+r.disk(32<<20))
-		v := r.verify("blk0/d", untilEnd)
+		v := r.verify("blk0/d", 2*time.Second)
 		r.eventually("the client", r.serving("blk0", 1))
 		for range 4 {
 			pid := r.driver("blk0").PID
@@ -78,7 +78,7 @@ func TestCrashDuringUpgrade(t *testing.T) {
 			r.t.Log(<-done)
 			r.eventually("it serves", r.ready("blk0"))
 		}
-		v.end()
+		v.wait()
 	})
 }
 
@@ -87,7 +87,7 @@ func TestBothDriversDie(t *testing.T) {
 	onEngines(t, func(r *rig) {
 		r.ctl("driver", "create", "blk", "blk0", "--engine", string(r.engine), "--disk", "d="+r.disk(32<<20))
 		r.ctl("driver", "create", "net", "net0", "--engine", string(r.engine), "--port", "a")
-		v := r.verify("blk0/d", untilEnd, "--net", "net0/a")
+		v := r.verify("blk0/d", 2*time.Second, "--net", "net0/a")
 		for _, name := range []string{"blk0", "net0"} {
 			r.eventually("the client of "+name, func() bool { return len(r.driver(name).Clients) > 0 && r.ready(name)() })
 		}
@@ -105,7 +105,7 @@ func TestBothDriversDie(t *testing.T) {
 				return r.ready("blk0")() && r.ready("net0")() && r.driver("blk0").PID != blk && r.driver("net0").PID != net
 			})
 		}
-		v.end()
+		v.wait()
 	})
 }
 

@@ -33,7 +33,7 @@ func TestUpgrade(t *testing.T) {
 	}
 	onEngines(t, func(r *rig) {
 		r.ctl("driver", "create", "blk", "blk0", "--engine", string(r.engine), "--disk", "d="+r.disk(32<<20))
-		v := r.verify("blk0/d", untilEnd)
+		v := r.verify("blk0/d", 4*time.Second)
 		r.eventually("the client", r.serving("blk0", 1))
 		r.t.Log(strings.TrimSpace(r.ctl("driver", "upgrade", "blk0", "--program", other)))
 		digest := r.driver("blk0").Program
@@ -71,7 +71,7 @@ func TestUpgrade(t *testing.T) {
 		if got := r.driver("blk0").Program; got != "" {
 			r.t.Errorf("back at the installed program, it runs %q", got)
 		}
-		v.end()
+		v.wait()
 		injected := 0
 		for _, c := range r.crashes("blk0") {
 			if c.Injected != "" {
