@@ -1,9 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -143,30 +146,51 @@ func (b *bench) phases(driver, how string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	steps := []struct {
-		name     string
-		from, to func(*api.Crash) time.Time
-	}{
-		{"detected", func(c *api.Crash) time.Time { return c.Crashed }, func(c *api.Crash) time.Time { return c.Detected }},
-		{"stopped", func(c *api.Crash) time.Time { return c.Detected }, func(c *api.Crash) time.Time { return c.Stopped }},
-		{"launched", func(c *api.Crash) time.Time { return c.Stopped }, func(c *api.Crash) time.Time { return c.Launched }},
-		{"ready", func(c *api.Crash) time.Time { return c.Launched }, func(c *api.Crash) time.Time { return c.Ready }},
-		{"attached", func(c *api.Crash) time.Time { return c.Launched }, func(c *api.Crash) time.Time { return c.Attached }},
-		{"first request", func(c *api.Crash) time.Time { return c.Attached }, func(c *api.Crash) time.Time { return c.First }},
-		{"all", func(c *api.Crash) time.Time { return c.Crashed }, func(c *api.Crash) time.Time { return c.First }},
+	list = slices.DeleteFunc(list, func(c api.Crash) bool { return c.Injected != how })
+	return "graild's records, ms: " + stepsOf(list), nil
+}
+
+// slowest sums up graild's records of that part of a driver's recoveries that took the longest.
+func (b *bench) slowest(driver string, part float64) (string, error) {
+	list, err := b.daemon.Crashes(b.ctx, driver)
+	if err != nil {
+		return "", err
 	}
+	list = slices.DeleteFunc(list, func(c api.Crash) bool { return c.First.IsZero() || c.Injected == "" })
+	slices.SortFunc(list, func(x, y api.Crash) int {
+		return cmp.Compare(y.First.Sub(y.Crashed), x.First.Sub(x.Crashed))
+	})
+	list = list[:min(int(math.Ceil(float64(len(list))*part)), len(list))]
+	return fmt.Sprintf("the slowest %d by graild's records, ms: %s", len(list), stepsOf(list)), nil
+}
+
+// recoverySteps are the parts of a recovery.
+var recoverySteps = []struct {
+	name     string
+	from, to func(*api.Crash) time.Time
+}{
+	{"detected", func(c *api.Crash) time.Time { return c.Crashed }, func(c *api.Crash) time.Time { return c.Detected }},
+	{"stopped", func(c *api.Crash) time.Time { return c.Detected }, func(c *api.Crash) time.Time { return c.Stopped }},
+	{"launched", func(c *api.Crash) time.Time { return c.Stopped }, func(c *api.Crash) time.Time { return c.Launched }},
+	{"ready", func(c *api.Crash) time.Time { return c.Launched }, func(c *api.Crash) time.Time { return c.Ready }},
+	{"attached", func(c *api.Crash) time.Time { return c.Launched }, func(c *api.Crash) time.Time { return c.Attached }},
+	{"first request", func(c *api.Crash) time.Time { return c.Attached }, func(c *api.Crash) time.Time { return c.First }},
+	{"all", func(c *api.Crash) time.Time { return c.Crashed }, func(c *api.Crash) time.Time { return c.First }},
+}
+
+// stepsOf returns the median and the longest of each step of the recoveries, in milliseconds.
+func stepsOf(list []api.Crash) string {
 	var words []string
-	for _, s := range steps {
+	for _, s := range recoverySteps {
 		var ms []float64
 		for i := range list {
-			c := &list[i]
-			if from, to := s.from(c), s.to(c); c.Injected == how && !from.IsZero() && !to.IsZero() {
+			if from, to := s.from(&list[i]), s.to(&list[i]); !from.IsZero() && !to.IsZero() {
 				ms = append(ms, float64(to.Sub(from).Microseconds())/1000)
 			}
 		}
 		if len(ms) > 0 {
-			words = append(words, fmt.Sprintf("%s %.1f", s.name, median(ms)))
+			words = append(words, fmt.Sprintf("%s %.1f (at most %.1f)", s.name, median(ms), slices.Max(ms)))
 		}
 	}
-	return "graild's records, ms: " + strings.Join(words, ", "), nil
+	return strings.Join(words, ", ")
 }

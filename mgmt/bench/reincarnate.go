@@ -82,7 +82,8 @@ func (b *bench) stalls(name, driver string, n int, set ...func(*api.DriverConfig
 		}
 		note += fmt.Sprintf("%s: median %s, 99th percentile %s; %s\n", how, number(median(of)), number(quantile(of, 0.99)), steps)
 	}
-	return ms, note[:len(note)-1], nil
+	slow, err := b.slowest(driver, 0.01)
+	return ms, note + slow, err
 }
 
 // killPeriod is the time between two crashes of throughput_killed.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -23,10 +24,12 @@ type sharer struct {
 	name, kind string
 	guarantee  tenant.Milli
 	rt         *tenant.RealTime
+	host       bool // it is no tenant: the peer, the same program as a process of the host with the same budget
 
-	out    *os.File
-	result loadResult
-	used   tenant.Milli // on average while it was measured
+	process *exec.Cmd // of the host
+	out     *os.File
+	result  loadResult
+	used    tenant.Milli // on average while it was measured
 }
 
 // loadResult is what the example load prints.
@@ -125,6 +128,9 @@ func (b *bench) contest(list []*sharer, length time.Duration) (total tenant.Mill
 		return 0, err
 	}
 	for _, s := range list {
+		if s.host {
+			continue
+		}
 		x, y := before[s.name], after[s.name]
 		if x == nil || y == nil {
 			return 0, fmt.Errorf("%w: the tenants' processor time is not accounted here; see grailctl doctor", errSkipped)
@@ -132,9 +138,14 @@ func (b *bench) contest(list []*sharer, length time.Duration) (total tenant.Mill
 		s.used = tenant.Milli((y.UsedNs - x.UsedNs) * 1000 / uint64(y.Time.Sub(x.Time)))
 		total += s.used
 	}
-	// In this order: the first one is to have company until it ends.
+	// In this order: the first ones are to have company until they end.
 	for _, s := range list {
-		if err := b.daemon.SignalVM(b.ctx, "vm-"+s.name, int(unix.SIGTERM)); err != nil {
+		if s.host {
+			err = s.process.Process.Signal(unix.SIGTERM)
+		} else {
+			err = b.daemon.SignalVM(b.ctx, "vm-"+s.name, int(unix.SIGTERM))
+		}
+		if err != nil {
 			return 0, err
 		}
 		if err := b.finishShare(s); err != nil {
@@ -172,6 +183,9 @@ const longest = 10 * time.Minute
 
 // startShare makes a tenant and starts its VM, which is busy until it is told to end.
 func (b *bench) startShare(s *sharer) error {
+	if s.host {
+		return b.startPeer(s)
+	}
 	d, err := b.startDaemon()
 	if err != nil {
 		return err
@@ -187,6 +201,28 @@ func (b *bench) startShare(s *sharer) error {
 	cfg := api.VMConfig{Name: "vm-" + s.name, MemoryBytes: loadMemory, Tenant: s.name, Args: []string{"-kind", s.kind, "-for", longest.String()}}
 	cfg.Share.CPU.RealTime = s.rt
 	return b.startLoad(cfg, w)
+}
+
+// startPeer starts the load as a process of the host, its first thread with the budget.
+func (b *bench) startPeer(s *sharer) (err error) {
+	program, err := b.example("load")
+	if err != nil {
+		return err
+	}
+	var w *os.File
+	if s.out, w, err = os.Pipe(); err != nil {
+		return err
+	}
+	defer w.Close()
+	cmd := exec.CommandContext(b.ctx, program, "-kind", s.kind, "-for", longest.String())
+	cmd.Stdout, cmd.Stderr = w, os.Stderr
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	s.process = cmd
+	ns := func(us int64) uint64 { return uint64(us) * 1000 }
+	return unix.SchedSetAttr(cmd.Process.Pid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_DEADLINE, Flags: unix.SCHED_FLAG_RESET_ON_FORK,
+		Runtime: ns(s.rt.GrantUs()), Deadline: ns(s.rt.PeriodUs), Period: ns(s.rt.PeriodUs)}, 0)
 }
 
 // startLoad starts a native VM with the program load, which prints to stdout if that is not nil.
@@ -236,7 +272,11 @@ func (b *bench) endShare(s *sharer) error {
 	if s.out != nil {
 		s.out.Close()
 	}
-	if b.daemon == nil {
+	if s.process != nil {
+		_ = s.process.Process.Kill() // it may have ended
+		_ = s.process.Wait()         // what it says was read already
+	}
+	if b.daemon == nil || s.host {
 		return nil
 	}
 	if err := b.daemon.RemoveVM(b.ctx, "vm-"+s.name, true); err != nil && api.KindOf(err) != api.NotFound {
@@ -248,46 +288,53 @@ func (b *bench) endShare(s *sharer) error {
 	return nil
 }
 
-// sharesRT measures how much of its budget a real-time VM lacks in its worst period, beside four tenants who want all there is.
+// sharesRT measures how much of its budget a real-time VM lacks in its worst period, beside four tenants who want all there is, and beside the same program
+// as a process of the host with the same budget: what a machine that others use as well has taken from both.
 func sharesRT(b *bench) ([]Result, error) {
 	length := time.Duration(b.rounds(10, 60)) * time.Second
 	b.progress("shares_rt: %v", length)
 	budget := &tenant.RealTime{RuntimeUs: 5000, PeriodUs: 20_000}
 	rt := &sharer{name: "rt", kind: "period", guarantee: budget.Milli(), rt: budget}
-	list := []*sharer{rt}
+	peer := &sharer{name: "peer", kind: "period", rt: budget, host: true}
+	list := []*sharer{rt, peer}
 	for i, kind := range []string{"arith", "syscall", "threads", "bursts"} {
 		list = append(list, &sharer{name: fmt.Sprintf("busy%d", i), kind: kind, guarantee: tenant.Milli(runtime.NumCPU() * 1000 / 10)})
 	}
 	if _, err := b.contest(list, length); err != nil {
 		return nil, err
 	}
-	v, err := b.periods(rt, budget, length)
+	ours, note, err := shortfalls(rt, length)
 	if err != nil {
 		return nil, err
 	}
-	return []Result{v}, nil
+	theirs, peerNote, err := shortfalls(peer, length)
+	if err != nil {
+		return nil, err
+	}
+	r := newResult("shares_rt", "% of budget", less, []float64{quantile(ours, 1)}, "a process with the same budget, at the same time", []float64{quantile(theirs, 1)})
+	r.bar.most = lacking
+	r.note = fmt.Sprintf("asked 5 ms of every 20 ms\nVM: %s\nprocess: %s", note, peerNote)
+	return []Result{r}, nil
 }
 
-// periods sums up what a real-time VM says of the last periods but one, which its end cut short.
-func (b *bench) periods(rt *sharer, budget *tenant.RealTime, length time.Duration) (Result, error) {
-	n := int(length / (time.Duration(budget.PeriodUs) * time.Microsecond))
-	end := min(len(rt.result.Periods), len(rt.result.Late)) - 1
+// lacking is how much of its budget a period may lack, in percent.
+const lacking = 5
+
+// shortfalls returns what each of the last periods but one, which its end cut short, lacked, in percent of the budget, and a summary.
+func shortfalls(s *sharer, length time.Duration) (short []float64, note string, err error) {
+	n := int(length / (time.Duration(s.rt.PeriodUs) * time.Microsecond))
+	end := min(len(s.result.Periods), len(s.result.Late)) - 1
 	if end < n {
-		return Result{}, fmt.Errorf("the real-time VM ran %d periods, %d were expected", end, n)
+		return nil, "", fmt.Errorf("%s ran %d periods, %d were expected", s.name, end, n)
 	}
-	done, late := rt.result.Periods[end-n:end], rt.result.Late[end-n:end]
-	short := values(done, func(us int) float64 { return 100 * (1 - float64(us)/float64(budget.RuntimeUs)) })
-	us := values(late, func(n int) float64 { return float64(n) })
-	r := newResult("shares_rt", "% of budget", less, short, "", nil)
-	r.Value, r.Runs = quantile(short, 1), 1
-	r.bar.most = 5
+	short = values(s.result.Periods[end-n:end], func(us int) float64 { return 100 * (1 - float64(us)/float64(s.rt.RuntimeUs)) })
+	ms := values(s.result.Late[end-n:end], func(us int) float64 { return float64(us) / 1000 })
 	missed := 0
 	for _, s := range short {
-		if s > r.bar.most {
+		if s > lacking {
 			missed++
 		}
 	}
-	r.note = fmt.Sprintf("asked 5 ms of every 20 ms, in %d periods; got less than 95 %% of that in %d of them; the median was %.2f ms\nwake-up latency: median %.0f µs, 99 %% %.0f µs, worst %.0f µs",
-		n, missed, 5*(1-median(short)/100), median(us), quantile(us, 0.99), quantile(us, 1))
-	return r, nil
+	return short, fmt.Sprintf("of %d periods %d lacked more than %d %% of it, the median lacked %.1f %%; wake-up latency: median %s ms, 99 %% %s ms, worst %s ms",
+		n, missed, lacking, median(short), number(median(ms)), number(quantile(ms, 0.99)), number(quantile(ms, 1))), nil
 }

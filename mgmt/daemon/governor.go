@@ -22,10 +22,16 @@ const (
 	governPeriod = 100 * time.Millisecond
 	// governCost is the most of one processor that it may use: with many domains it looks less often.
 	governCost = 0.01
-	// hungryPart is the part of an interval for which a domain's threads have waited for a processor that makes it hungry, in percent.
+	// hungryPart is the part of an interval for which a domain's threads may wait for a processor and lack nothing, in percent.
 	hungryPart = 2
-	// idlePart is the part of the machine that is idle when there is enough for everybody, in percent.
+	// There is enough for everybody when so much of the machine is idle, in percent, and at least so much of a core. Less than that is idle where those
+	// that are held back keep a processor for themselves, and also for a tick of the clock now and then.
 	idlePart = 2
+	idleCore = tenant.Milli(500)
+	// idleLoss is how much of the machine is idle with caps in force that nobody could have used, in percent.
+	idleLoss = 3
+	// idleMemory is how much of what was idle on average before still counts: the clock ticks ten times in a look.
+	idleMemory = 0.9
 )
 
 // governor is the state of the loop.
@@ -33,11 +39,15 @@ type governor struct {
 	dm      *domains
 	steer   map[tenant.Key]*tenant.Steering // by parent
 	used    map[tenant.Key]uint64           // ns
-	waited  map[tenant.Key]time.Duration
+	threads map[tenant.Key]threads          // of those that had less than their part
+	idle    float64                         // ms of a core in a second, on average
 	at      time.Time
 	machine machineTime
 	beside  beside
 }
+
+// threads are those of a domain, by number.
+type threads map[int]threadTime
 
 // governNice is the priority of the governor's thread, if graild may choose one: it is needed most where there is least time.
 const governNice = -20
@@ -88,8 +98,8 @@ func (g *governor) release() {
 
 // forget begins anew: nothing is known of what went before.
 func (g *governor) forget() {
-	g.steer, g.used, g.waited = map[tenant.Key]*tenant.Steering{}, map[tenant.Key]uint64{}, map[tenant.Key]time.Duration{}
-	g.beside = beside{}
+	g.steer, g.used, g.threads = map[tenant.Key]*tenant.Steering{}, map[tenant.Key]uint64{}, nil
+	g.beside, g.idle = beside{}, 0
 }
 
 // threadTimeUsed returns the processor time that the calling thread has used.
@@ -104,16 +114,17 @@ func threadTimeUsed() time.Duration {
 // look measures, and corrects.
 func (g *governor) look() {
 	begin := time.Now()
-	dt, idle := begin.Sub(g.at), true
+	total := tenant.Milli(runtime.NumCPU() * 1000)
+	dt, idle := begin.Sub(g.at), total
 	if now, ok := readMachine(); ok {
-		idle = now.since(g.machine).idlePercent() >= idlePart
+		idle = now.since(g.machine).idleOf(total)
 		g.machine = now
 	}
 	g.at = begin
 	dm := g.dm
 	dm.mu.Lock()
 	defer dm.mu.Unlock()
-	if idle && !dm.capped() || len(dm.groups) < 2 {
+	if idle >= max(total*idlePart/100, idleCore) && !dm.capped() || len(dm.groups) < 2 {
 		if len(dm.steered) > 0 || dm.raised > 0 {
 			dm.steered, dm.raised = nil, 0
 			dm.sync()
@@ -122,7 +133,8 @@ func (g *governor) look() {
 		return
 	}
 	raised := dm.raised
-	caps := g.measure(dt)
+	g.idle = g.idle*idleMemory + float64(idle)*(1-idleMemory)
+	caps := g.measure(dt, max(tenant.Milli(g.idle)-total*idleLoss/100, 0))
 	if !equalCaps(caps, dm.steered) || dm.raised != raised {
 		dm.steered = caps
 		dm.sync()
@@ -140,8 +152,8 @@ func (dm *domains) capped() bool {
 	return false
 }
 
-// measure returns the caps of those that have had more than their part. The caller holds dm.mu.
-func (g *governor) measure(dt time.Duration) map[tenant.Key]tenant.Milli {
+// measure returns the caps of those that have had more than their part, of an interval in which so much was idle. The caller holds dm.mu.
+func (g *governor) measure(dt time.Duration, idle tenant.Milli) map[tenant.Key]tenant.Milli {
 	dm := g.dm
 	used, got := map[tenant.Key]uint64{}, map[tenant.Key]tenant.Milli{}
 	fresh := false
@@ -159,11 +171,15 @@ func (g *governor) measure(dt time.Duration) map[tenant.Key]tenant.Milli {
 	}
 	g.used = used
 	if fresh {
-		g.waited = map[tenant.Key]time.Duration{}
+		g.threads = nil
 		return dm.steered
 	}
+	for _, k := range dm.tree.Children(tenant.HostKey) {
+		got[tenant.HostKey] += got[k]
+	}
 	caps := map[tenant.Key]tenant.Milli{}
-	waited := map[tenant.Key]time.Duration{}
+	begun := g.threads != nil
+	seen := map[tenant.Key]threads{}
 	for parent := range dm.parents() {
 		given := map[tenant.Key]tenant.Given{}
 		var has tenant.Milli
@@ -182,13 +198,16 @@ func (g *governor) measure(dt time.Duration) map[tenant.Key]tenant.Milli {
 		// Only of those that had less than their part matters whether they wanted more; others are taken at their word.
 		for k, d := range due(has, nil) {
 			u := given[k]
-			u.Hungry = true
+			u.Wanted = tenant.Everything
 			if u.Used < d {
-				var ready bool
-				waited[k], ready = dm.waited(k)
-				was, known := g.waited[k]
-				// Who sleeps now had what it wanted, if late: 60 idle VMs wait for their turns all the time, and want next to nothing.
-				u.Hungry = !known || ready && waited[k]-was > dt*hungryPart/100
+				now := threads{}
+				dm.look(k, now)
+				if was, ok := g.threads[k]; ok {
+					u.Wanted = u.Used + now.lacked(was, dt)
+				} else if !begun {
+					u.Wanted = u.Used // nobody is held back for one of whom nothing is known yet
+				}
+				seen[k] = now
 			}
 			given[k] = u
 		}
@@ -201,12 +220,27 @@ func (g *governor) measure(dt time.Duration) map[tenant.Key]tenant.Milli {
 		if g.steer[parent] == nil {
 			g.steer[parent] = &tenant.Steering{}
 		}
-		for k, c := range g.steer[parent].Step(dt, given, due) {
+		for k, c := range g.steer[parent].Step(dt, dm.room(parent, idle, got), given, due) {
 			caps[k] = c
 		}
 	}
-	g.waited = waited
+	g.threads = seen
 	return caps
+}
+
+// room returns what the children of a node could have used besides, of what was idle while domains used got. The caller holds dm.mu.
+func (dm *domains) room(parent tenant.Key, idle tenant.Milli, got map[tenant.Key]tenant.Milli) tenant.Milli {
+	for k := parent; ; k = tenant.Of(dm.tree.Parent(k)) {
+		s, _ := dm.tree.Share(k)
+		for _, c := range []tenant.Milli{s.CPU.Cap, dm.steered[k]} {
+			if c > 0 {
+				idle = min(idle, max(c-got[k], 0))
+			}
+		}
+		if k == tenant.HostKey {
+			return idle
+		}
+	}
 }
 
 // owed returns what the host's children are guaranteed together, as far as they want it. The caller holds dm.mu.
@@ -214,7 +248,7 @@ func (dm *domains) owed(given map[tenant.Key]tenant.Given) (sum tenant.Milli) {
 	for k, u := range given {
 		s, _ := dm.tree.Share(k)
 		g := max(s.CPU.Guarantee, s.CPU.RealTime.Milli())
-		if !u.Hungry || k == ownKey {
+		if u.Wanted <= u.Used || k == ownKey {
 			g = min(g, u.Used)
 		}
 		sum += g
@@ -301,35 +335,48 @@ func (dm *domains) parents() map[tenant.Key]bool {
 	return m
 }
 
-// waited returns for how long the threads in a node have waited for a processor, and whether one of them is ready to run now. The caller holds dm.mu.
-func (dm *domains) waited(key tenant.Key) (sum time.Duration, ready bool) {
+// look adds the threads in a node. The caller holds dm.mu.
+func (dm *domains) look(key tenant.Key, to threads) {
 	for _, pid := range dm.fence.Procs(dm.groups[key]) {
-		for _, t := range processTimes(pid) {
-			sum += time.Duration(t.waited)
-			ready = ready || t.eager
+		dir := "/proc/" + strconv.Itoa(pid) + "/task/"
+		tasks, err := os.ReadDir(dir)
+		if err != nil {
+			continue // it has ended
+		}
+		for _, t := range tasks {
+			if tid, err := strconv.Atoi(t.Name()); err == nil {
+				to[tid] = readThread(dir + t.Name())
+			}
 		}
 	}
 	for _, k := range dm.tree.Children(key) {
 		if dm.groups[k] != "" {
-			more, any := dm.waited(k)
-			sum += more
-			ready = ready || any
+			dm.look(k, to)
 		}
 	}
-	return sum, ready
 }
 
-// processTimes returns what the kernel accounted to the threads of one process.
-func processTimes(pid int) (list []threadTime) {
-	dir := "/proc/" + strconv.Itoa(pid) + "/task/"
-	tasks, err := os.ReadDir(dir)
-	if err != nil {
-		return nil
+// lacked returns how much more than they got threads would have used at most in the interval since was, on average; 0 where none is ready now: who
+// sleeps had what it wanted, if late, and 60 idle VMs wait for their turns all the time, and want next to nothing.
+func (now threads) lacked(was threads, dt time.Duration) tenant.Milli {
+	var waited time.Duration
+	ready := false
+	for tid, t := range now {
+		before, ok := was[tid]
+		if !ok || t.ran < before.ran || t.waited < before.waited {
+			continue // a new one
+		}
+		wait := time.Duration(t.waited - before.waited)
+		if t.ready() && t.ran == before.ran {
+			wait = dt // the kernel accounts for it when it ends
+		}
+		waited += min(wait, dt)
+		ready = ready || t.ready()
 	}
-	for _, t := range tasks {
-		list = append(list, readThread(dir+t.Name()))
+	if !ready || waited <= dt*hungryPart/100 {
+		return 0
 	}
-	return list
+	return tenant.Milli(int64(waited) * 1000 / int64(dt))
 }
 
 func equalCaps(a, b map[tenant.Key]tenant.Milli) bool {
@@ -379,10 +426,10 @@ func (m machineTime) since(before machineTime) machineTime {
 	return machineTime{m.all - before.all, m.idle - before.idle, m.stolen - before.stolen}
 }
 
-// idlePercent returns for how much of the time processors were idle.
-func (m machineTime) idlePercent() uint64 {
+// idleOf returns how much of the processors was idle, out of total.
+func (m machineTime) idleOf(total tenant.Milli) tenant.Milli {
 	if m.all == 0 {
-		return 100
+		return total
 	}
-	return m.idle * 100 / m.all
+	return tenant.Milli(uint64(total) * m.idle / m.all)
 }

@@ -3,6 +3,7 @@ package daemon
 import (
 	"runtime"
 	"testing"
+	"time"
 
 	"github.com/grailos/grail/mgmt/fence"
 	"github.com/grailos/grail/mgmt/tenant"
@@ -13,7 +14,7 @@ import (
 func TestGuaranteesHoldBesideABusyHost(t *testing.T) {
 	total := float64(runtime.NumCPU() * 1000)
 	owed := tenant.Milli(total * 0.9)
-	least := fence.BesideHost(runtime.NumCPU())
+	least := fence.BesideHost(1)
 	var weight uint64
 	got := tenant.Milli(0)
 	run := func(hostTasks, stolen float64, steps int) {
@@ -63,20 +64,46 @@ func TestRivalry(t *testing.T) {
 	}
 }
 
-func TestIdlePercent(t *testing.T) {
+func TestIdleOf(t *testing.T) {
 	for _, c := range []struct {
 		before, now machineTime
-		want        uint64
+		want        tenant.Milli
 	}{
-		{machineTime{100, 50, 0}, machineTime{120, 60, 10}, 50},
+		{machineTime{100, 50, 0}, machineTime{120, 60, 10}, 1000},
 		{machineTime{100, 50, 0}, machineTime{120, 50, 0}, 0},
-		{machineTime{100, 50, 0}, machineTime{100, 50, 0}, 100},
+		{machineTime{100, 50, 0}, machineTime{120, 51, 0}, 100},
+		{machineTime{100, 50, 0}, machineTime{100, 50, 0}, 2000},
 	} {
-		if got := c.now.since(c.before).idlePercent(); got != c.want {
-			t.Errorf("from %v to %v: %d %%", c.before, c.now, got)
+		if got := c.now.since(c.before).idleOf(2000); got != c.want {
+			t.Errorf("from %v to %v: %d", c.before, c.now, got)
 		}
 	}
 	if m, ok := readMachine(); !ok || m.all == 0 || m.idle+m.stolen > m.all {
 		t.Errorf("/proc/stat says %+v, %v", m, ok)
+	}
+}
+
+// What threads lack is what they waited for, unless they all sleep.
+func TestThreadsLack(t *testing.T) {
+	const dt = 100 * time.Millisecond
+	ms := func(n int) uint64 { return uint64(n) * uint64(time.Millisecond) }
+	for _, c := range []struct {
+		name     string
+		was, now threads
+		want     tenant.Milli
+	}{
+		{"waited and ready", threads{1: {ms(10), ms(5), 'S'}}, threads{1: {ms(60), ms(35), 'R'}}, 300},
+		{"waited and asleep", threads{1: {ms(10), ms(5), 'R'}}, threads{1: {ms(60), ms(35), 'S'}}, 0},
+		{"waited for little", threads{1: {ms(10), ms(5), 'R'}}, threads{1: {ms(60), ms(7), 'R'}}, 0},
+		{"waits since before", threads{1: {ms(10), ms(5), 'R'}}, threads{1: {ms(10), ms(5), 'R'}}, 1000},
+		{"two of them", threads{1: {ms(10), ms(5), 'R'}, 2: {0, 0, 'R'}}, threads{1: {ms(10), ms(5), 'R'}, 2: {ms(1), ms(50), 'S'}}, 1500},
+		{"no longer than it was", threads{1: {0, 0, 'R'}}, threads{1: {ms(1), ms(500), 'R'}}, 1000},
+		{"new", threads{}, threads{1: {ms(1), ms(50), 'R'}}, 0},
+		{"another by the same number", threads{1: {ms(10), ms(5), 'R'}}, threads{1: {ms(1), ms(50), 'R'}}, 0},
+		{"waits for a disk", threads{1: {ms(10), ms(5), 'D'}}, threads{1: {ms(10), ms(5), 'D'}}, 0},
+	} {
+		if got := c.now.lacked(c.was, dt); got != c.want {
+			t.Errorf("%s: %d, want %d", c.name, got, c.want)
+		}
 	}
 }

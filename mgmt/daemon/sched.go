@@ -21,8 +21,11 @@ type schedule struct {
 // threadTime is what the kernel accounted to a thread.
 type threadTime struct {
 	ran, waited uint64 // nanoseconds on a processor, and ready without one (/proc/pid/schedstat)
-	eager       bool   // ready to run, or waiting for the host (states R and D, proc(5))
+	state       byte   // proc(5), /proc/pid/stat
 }
+
+// ready reports whether the thread runs, or could.
+func (t threadTime) ready() bool { return t.state == 'R' }
 
 // maxFamily bounds the processes that are looked at.
 const maxFamily = 16
@@ -46,7 +49,7 @@ func (s *schedule) starved() time.Duration {
 		was := s.then[tid]
 		waited = max(waited, time.Duration(now.waited-was.waited))
 		ran += time.Duration(now.ran - was.ran)
-		eager = eager || now.eager
+		eager = eager || now.ready() || now.state == 'D' // waits for the host
 	}
 	if eager && ran < enough {
 		waited = since
@@ -98,7 +101,7 @@ func readThread(dir string) (t threadTime) {
 	}
 	if b, err := os.ReadFile(dir + "/stat"); err == nil {
 		if i := bytes.LastIndexByte(b, ')'); i >= 0 && i+2 < len(b) {
-			t.eager = b[i+2] == 'R' || b[i+2] == 'D'
+			t.state = b[i+2]
 		}
 	}
 	return t

@@ -1,6 +1,9 @@
 package tenant
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 // Steering corrects what a scheduler gives to the children of one node. A scheduler that divides each processor fairly can still place threads so that
 // a domain with few of them beside it on a processor gets more than its part; it does not look further than that. So what each child was given is
@@ -13,8 +16,11 @@ type Steering struct {
 // Given is what one child got in an interval.
 type Given struct {
 	Used   Milli // on average
-	Hungry bool  // it wanted more: its threads waited for a processor
+	Wanted Milli // at most: Used, and what its threads waited for a processor; Everything where that is not known
 }
+
+// Everything is wanted by a child of which nothing else is known.
+const Everything = Milli(math.MaxInt64)
 
 // Tuning of a Steering.
 const (
@@ -24,30 +30,36 @@ const (
 	leastOfDue  = 0.5   // of what is due to it, a child that gives back keeps this
 )
 
-// Step takes what the children of a node were given in an interval and returns the caps of those that are to have less for now. due tells what is due
-// to each child out of an amount, of which those in demand want no more than they say.
-func (s *Steering) Step(dt time.Duration, given map[Key]Given, due func(has Milli, demand map[Key]Milli) map[Key]Milli) map[Key]Milli {
-	var has Milli
+// Step takes what the children of a node were given in an interval and returns the caps of those that are to have less for now. idle is what none of them
+// used though it was there: caps that were worked out without it would leave less and less to divide. due tells what is due to each child out of an
+// amount, of which those in demand want no more than they say.
+func (s *Steering) Step(dt time.Duration, idle Milli, given map[Key]Given, due func(has Milli, demand map[Key]Milli) map[Key]Milli) map[Key]Milli {
+	has := idle
 	for _, g := range given {
 		has += g.Used
 	}
 	// Who has less than its part although it could have had more wants no more.
 	demand := map[Key]Milli{}
-	for k, d := range due(has, nil) {
-		if g, ok := given[k]; ok && !g.Hungry && g.Used < d {
-			demand[k] = g.Used
+	full := due(has, nil)
+	for k, d := range full {
+		if g, ok := given[k]; ok && g.Wanted < d {
+			demand[k] = g.Wanted
 		}
 	}
 	dues := due(has, demand)
 	next := map[Key]float64{}
 	hungry := false
 	for k, g := range given {
-		if _, satisfied := demand[k]; satisfied {
-			continue // what it did not want is not owed to it
+		if d, less := demand[k]; less && d <= g.Used {
+			// What it did not want is not owed to it, but gives back what it had too much.
+			if x := s.surplus[k] + float64(g.Used-full[k])*dt.Seconds(); x > 0 {
+				next[k], dues[k] = x, full[k]
+			}
+			continue
 		}
 		x := s.surplus[k] + float64(g.Used-dues[k])*dt.Seconds()
 		next[k] = min(max(x, -maxSurplus), maxSurplus)
-		hungry = hungry || g.Hungry && next[k] < -careSurplus
+		hungry = hungry || g.Wanted > g.Used && next[k] < -careSurplus
 	}
 	s.surplus = next
 	if !hungry {

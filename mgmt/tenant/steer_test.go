@@ -39,7 +39,7 @@ func TestSteeringCorrectsAScheduler(t *testing.T) {
 			for k, g := range given {
 				sum[k] += float64(g.Used)
 			}
-			caps = s.Step(dt, given, due)
+			caps = s.Step(dt, 0, given, due)
 		}
 		for k, w := range want {
 			if off := math.Abs(sum[k]/steps-float64(w)) / float64(total); off > 0.01 {
@@ -79,7 +79,7 @@ func schedule(total Milli, due map[Key]Milli, bias map[Key]float64, caps map[Key
 	}
 	given := map[Key]Given{}
 	for k := range due {
-		given[k] = Given{Used: used[k], Hungry: true}
+		given[k] = Given{Used: used[k], Wanted: Everything}
 	}
 	return given
 }
@@ -95,17 +95,17 @@ func TestSteeringLeavesASatisfiedSiblingsPart(t *testing.T) {
 	due := func(has Milli, demand map[Key]Milli) map[Key]Milli { return tree.Divide(HostKey, has, demand) }
 	var s Steering
 	for range 50 {
-		if caps := s.Step(100*time.Millisecond, map[Key]Given{a: {Used: 200}, b: {Used: 1800, Hungry: true}}, due); len(caps) != 0 {
+		if caps := s.Step(100*time.Millisecond, 0, map[Key]Given{a: {Used: 200, Wanted: 200}, b: {Used: 1800, Wanted: Everything}}, due); len(caps) != 0 {
 			t.Fatalf("capped: %v", caps)
 		}
 	}
 	// As soon as it wants its part, it is given it, and not what it did not want before.
-	caps := s.Step(100*time.Millisecond, map[Key]Given{a: {Used: 200, Hungry: true}, b: {Used: 1800, Hungry: true}}, due)
+	caps := s.Step(100*time.Millisecond, 0, map[Key]Given{a: {Used: 200, Wanted: Everything}, b: {Used: 1800, Wanted: Everything}}, due)
 	if len(caps) != 1 || caps[b] == 0 || caps[b] > 300+100 {
 		t.Errorf("caps: %v", caps)
 	}
 	s.Reset()
-	if caps := s.Step(time.Millisecond, map[Key]Given{a: {Used: 1600, Hungry: true}, b: {Used: 400, Hungry: true}}, due); len(caps) != 0 {
+	if caps := s.Step(time.Millisecond, 0, map[Key]Given{a: {Used: 1600, Wanted: Everything}, b: {Used: 400, Wanted: Everything}}, due); len(caps) != 0 {
 		t.Errorf("capped without a past: %v", caps)
 	}
 }
