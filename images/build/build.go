@@ -230,14 +230,6 @@ func addSuite(ctx context.Context, c *content, o *Options) error {
 	if !suiteName.MatchString(o.Suite) {
 		return fmt.Errorf("build: %q is no suite's name", o.Suite)
 	}
-	mmdebstrap, err := find("mmdebstrap", "mmdebstrap")
-	if err != nil {
-		return err
-	}
-	mirror, err := apt.Mirror(ctx)
-	if err != nil {
-		return err
-	}
 	out := filepath.Join(c.dir, "suite.tar")
 	args := []string{"--quiet", "--variant=minbase", "--architectures=" + o.Arch, "--format=tar"}
 	for _, p := range o.Packages {
@@ -245,6 +237,14 @@ func addSuite(ctx context.Context, c *content, o *Options) error {
 			return fmt.Errorf("build: %q is no package's name", p)
 		}
 		args = append(args, "--include="+p)
+	}
+	mmdebstrap, err := find("mmdebstrap", "mmdebstrap")
+	if err != nil {
+		return err
+	}
+	mirror, err := apt.Mirror(ctx)
+	if err != nil {
+		return err
 	}
 	cmd := exec.CommandContext(ctx, mmdebstrap, append(args, o.Suite, out, mirror)...)
 	cmd.Env = append(os.Environ(), "SOURCE_DATE_EPOCH=1", "LC_ALL=C")

@@ -219,6 +219,8 @@ func TestInjectedHarm(t *testing.T) {
 		if got := code(r.t, w.Wait()); got == 0 {
 			r.t.Error("a VM survived an exception")
 		}
+		// Until it works, its program may not have said yet that it wants to end by itself.
+		r.eventually("the other client at work", func() bool { return r.operations("blk0", "v") > 0 })
 		r.ctl("stop", "v")
 		v.wait()
 		r.ctl("driver", "rm", "blk0")
