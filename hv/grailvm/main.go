@@ -155,7 +155,7 @@ func newEngine(name hv.Engine, cfg sys.Config) (engine, error) {
 var kvmSyscalls = []string{"madvise", "munmap", "sched_yield", "ppoll", "eventfd2", "fstat", "clock_gettime"}
 
 func (v *vm) jail() (jail.Result, error) {
-	cfg := jail.Config{Syscalls: vfs.HostSyscalls, Log: os.Getenv("GRAIL_JAIL_LOG") != ""}
+	cfg := jail.Config{Syscalls: vfs.HostSyscalls, NoYield: v.spec.RealTime, Log: os.Getenv("GRAIL_JAIL_LOG") != ""}
 	switch v.spec.Engine {
 	case hv.EngineKVM:
 		cfg.Syscalls = append(append([]string{}, cfg.Syscalls...), kvmSyscalls...)

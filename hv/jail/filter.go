@@ -98,6 +98,10 @@ func newPolicy(cfg *Config) (*policy, error) {
 	if cfg.Log {
 		return p, nil
 	}
+	if cfg.NoYield {
+		p.allowed = slices.DeleteFunc(p.allowed, func(nr uint32) bool { return nr == unix.SYS_SCHED_YIELD })
+		p.refused = append(p.refused, unix.SYS_SCHED_YIELD)
+	}
 	deny, err := numbers(refused)
 	if err != nil {
 		return nil, err

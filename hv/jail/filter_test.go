@@ -157,3 +157,20 @@ func TestFilterNames(t *testing.T) {
 		t.Error("tgkill or openat was not allowed though named")
 	}
 }
+
+// Where yielding costs a period, it fails and harms nothing.
+func TestFilterNoYield(t *testing.T) {
+	for _, c := range []struct {
+		cfg  Config
+		want uint32
+	}{
+		{Config{}, verdictAllow},
+		{Config{NoYield: true}, verdictRefuse},
+		{Config{NoYield: true, Syscalls: []string{"sched_yield"}, Numbers: []uint32{unix.SYS_SCHED_YIELD}}, verdictRefuse},
+		{Config{NoYield: true, Log: true}, verdictAllow},
+	} {
+		if v := judge(t, machine(t, c.cfg), unix.AUDIT_ARCH_X86_64, unix.SYS_SCHED_YIELD); v != c.want {
+			t.Errorf("%+v: %#x, want %#x", c.cfg, v, c.want)
+		}
+	}
+}

@@ -30,6 +30,9 @@ type Config struct {
 	Domains []int
 	// Ioctls are the requests that ioctl may make, on any descriptor. The most frequent comes first.
 	Ioctls []uint32
+	// NoYield has sched_yield fail: a thread under SCHED_DEADLINE gives up the rest of its period by it (sched(7)), and the Go runtime calls it
+	// where threads meet at a lock, whatever comes of it.
+	NoYield bool
 	// Log lets forbidden calls pass and has the kernel log them, to find out what a list lacks. Never use
 	// it outside of development.
 	Log bool

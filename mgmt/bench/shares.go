@@ -199,9 +199,14 @@ func (b *bench) startShare(s *sharer) error {
 	}
 	defer w.Close()
 	cfg := api.VMConfig{Name: "vm-" + s.name, MemoryBytes: loadMemory, Tenant: s.name, Args: []string{"-kind", s.kind, "-for", longest.String()}}
-	cfg.Share.CPU.RealTime = s.rt
+	if cfg.Share.CPU.RealTime = s.rt; s.rt != nil {
+		cfg.Env = []string{unpreempted}
+	}
 	return b.startLoad(cfg, w)
 }
+
+// unpreempted has a Go program keep its threads: the runtime gives one's work to another otherwise, which has no budget.
+const unpreempted = "GODEBUG=asyncpreemptoff=1"
 
 // startPeer starts the load as a process of the host, its first thread with the budget.
 func (b *bench) startPeer(s *sharer) (err error) {
@@ -215,7 +220,7 @@ func (b *bench) startPeer(s *sharer) (err error) {
 	}
 	defer w.Close()
 	cmd := exec.CommandContext(b.ctx, program, "-kind", s.kind, "-for", longest.String())
-	cmd.Stdout, cmd.Stderr = w, os.Stderr
+	cmd.Stdout, cmd.Stderr, cmd.Env = w, os.Stderr, append(os.Environ(), unpreempted)
 	if err := cmd.Start(); err != nil {
 		return err
 	}

@@ -44,12 +44,15 @@ type RealTime struct {
 	PeriodUs  int64 `json:"periodUs"`
 }
 
-// exitsUs is what a thread's sleep and wake-up cost in the VMM, in every period.
-const exitsUs = 100
+// leastExitsUs is what a thread's sleep and wake-up cost in the VMM, in every period.
+const leastExitsUs = 100
 
 // GrantUs returns what the thread is given in every period. The budget is the guest's: its exits to the VMM are paid for by an eighth more, which also
-// lets it catch up after a late period, since the kernel's periods begin when the thread first ran and not when the guest thinks that one begins.
-func (r *RealTime) GrantUs() int64 { return min(r.RuntimeUs+(r.RuntimeUs+7)/8+exitsUs, r.PeriodUs) }
+// lets it catch up after a late period, since the kernel's periods begin when the thread first ran and not when the guest thinks that one begins. And
+// by a twentieth of the period: a guest's runtime, as Go's, sends its threads a signal every 10 ms, which takes half a millisecond on the slowest machines, asleep or not.
+func (r *RealTime) GrantUs() int64 {
+	return min(r.RuntimeUs+(r.RuntimeUs+7)/8+max(r.PeriodUs/20, leastExitsUs), r.PeriodUs)
+}
 
 // Milli returns the rate of what is given, rounded up.
 func (r *RealTime) Milli() Milli {
