@@ -92,11 +92,6 @@ func sharesMem(b *bench) (_ []Result, err error) {
 		return nil, fmt.Errorf("VM %d was not refused with the arithmetic: %v", memoryVMs+1, refusal)
 	}
 	touching := time.Since(begun)
-	for i := range memoryVMs {
-		if err := d.SignalVM(b.ctx, memoryVM(i), int(unix.SIGUSR1)); err != nil {
-			return nil, err
-		}
-	}
 	used, err := b.touched(each)
 	if err != nil {
 		return nil, err
@@ -208,10 +203,21 @@ func (b *bench) startReserved(name string, bytes uint64) error {
 		Share: tenant.Share{Memory: tenant.Memory{Reserved: int64(bytes)}}}, nil)
 }
 
-// touched waits until all VMs use all their memory but for what their programs leave to themselves, and returns how much the one that uses least uses.
+// touched tells all VMs to use their memory, waits until they use it all but for what their programs leave to themselves, and returns how much the one
+// that uses least uses.
 func (b *bench) touched(each uint64) (least uint64, err error) {
 	const leave = 2 << 20
+	var told time.Time
 	for i, end := 0, time.Now().Add(2*time.Minute); i < memoryVMs; {
+		// Again, because a program that has only just begun does not hear of it.
+		if time.Since(told) >= time.Second {
+			told = time.Now()
+			for n := i; n < memoryVMs; n++ {
+				if err := b.daemon.SignalVM(b.ctx, memoryVM(n), int(unix.SIGUSR1)); err != nil {
+					return 0, err
+				}
+			}
+		}
 		v, err := b.daemon.VM(b.ctx, memoryVM(i))
 		if err != nil {
 			return 0, err

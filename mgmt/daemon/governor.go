@@ -202,7 +202,7 @@ func (g *governor) measure(dt time.Duration, idle tenant.Milli) map[tenant.Key]t
 			if u.Used < d {
 				now := threads{}
 				dm.look(k, now)
-				if was, ok := g.threads[k]; ok {
+				if was, ok := g.threads[k]; ok && dm.steered[k] == 0 { // a cap has threads wait without a trace
 					u.Wanted = u.Used + now.lacked(was, dt)
 				} else if !begun {
 					u.Wanted = u.Used // nobody is held back for one of whom nothing is known yet

@@ -1,6 +1,7 @@
 package tenant
 
 import (
+	"maps"
 	"math"
 	"time"
 )
@@ -40,8 +41,7 @@ func (s *Steering) Step(dt time.Duration, idle Milli, given map[Key]Given, due f
 	}
 	// Who has less than its part although it could have had more wants no more.
 	demand := map[Key]Milli{}
-	full := due(has, nil)
-	for k, d := range full {
+	for k, d := range due(has, nil) {
 		if g, ok := given[k]; ok && g.Wanted < d {
 			demand[k] = g.Wanted
 		}
@@ -51,9 +51,14 @@ func (s *Steering) Step(dt time.Duration, idle Milli, given map[Key]Given, due f
 	hungry := false
 	for k, g := range given {
 		if d, less := demand[k]; less && d <= g.Used {
-			// What it did not want is not owed to it, but gives back what it had too much.
-			if x := s.surplus[k] + float64(g.Used-full[k])*dt.Seconds(); x > 0 {
-				next[k], dues[k] = x, full[k]
+			// What it did not want is not owed to it. What it had too much it gives back, by what it leaves of its part beside what the others want.
+			if s.surplus[k] > 0 {
+				others := maps.Clone(demand)
+				delete(others, k)
+				full := due(has, others)[k]
+				if x := s.surplus[k] + float64(g.Used-full)*dt.Seconds(); x > 0 {
+					next[k], dues[k] = x, full
+				}
 			}
 			continue
 		}

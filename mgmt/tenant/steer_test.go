@@ -2,6 +2,7 @@ package tenant
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"testing"
 	"time"
@@ -107,5 +108,40 @@ func TestSteeringLeavesASatisfiedSiblingsPart(t *testing.T) {
 	s.Reset()
 	if caps := s.Step(time.Millisecond, 0, map[Key]Given{a: {Used: 1600, Wanted: Everything}, b: {Used: 400, Wanted: Everything}}, due); len(caps) != 0 {
 		t.Errorf("capped without a past: %v", caps)
+	}
+}
+
+// Who had too much and sleeps gives it back from what the others leave it, not from the little that would be its part if all of them were busy.
+func TestSteeringBesideManySleepers(t *testing.T) {
+	tree := host(t)
+	busy, late := Key{VM, "busy"}, Key{VM, "late"}
+	add(t, tree, "", VM, busy.Name, cores(1000))
+	tree.SetLive(busy, true)
+	asleep := map[Key]Given{}
+	for i := range 60 {
+		k := Key{VM, fmt.Sprint(i)}
+		add(t, tree, "", VM, k.Name, cores(10))
+		tree.SetLive(k, true)
+		asleep[k] = Given{}
+	}
+	add(t, tree, "", VM, late.Name, cores(10))
+	tree.SetLive(late, true)
+	due := func(has Milli, demand map[Key]Milli) map[Key]Milli { return tree.Divide(HostKey, has, demand) }
+	step := func(s *Steering, u, l Given) map[Key]Milli {
+		given := maps.Clone(asleep)
+		given[busy], given[late] = u, l
+		return s.Step(100*time.Millisecond, 2000-u.Used-l.Used, given, due)
+	}
+	var s Steering
+	if caps := step(&s, Given{Used: 500, Wanted: 1000}, Given{Used: 1500, Wanted: Everything}); caps[late] == 0 {
+		t.Fatalf("not held back: %v", caps)
+	}
+	for range 10 {
+		if caps := step(&s, Given{Used: 950, Wanted: 1000}, Given{Used: 100, Wanted: 100}); caps[late] != 0 && caps[late] < 400 {
+			t.Fatalf("starved: %v", caps)
+		}
+	}
+	if caps := step(&s, Given{Used: 950, Wanted: 1000}, Given{Used: 100, Wanted: 100}); caps[late] != 0 {
+		t.Errorf("still held back: %v", caps)
 	}
 }
