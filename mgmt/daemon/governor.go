@@ -13,8 +13,8 @@ import (
 	"github.com/grailos/grail/mgmt/tenant"
 )
 
-// The kernel's scheduler divides each processor by the groups' weights; how it places their threads on the processors is less exact, by some percent
-// of the machine. The governor measures what every domain gets, and has the siblings of one that wants more and has had too little hold back. Its caps
+// The kernel's scheduler divides each processor by the groups' weights. How it places their threads on the processors is less exact, and a group whose
+// weight on a processor changes while it runs keeps its lead over a lighter one for long (seen in 6.18). The governor measures what every domain gets, and has the siblings of one that wants more and has had too little hold back. Its caps
 // are in the groups of a domain only while the processors are contended. Without it, when graild is not there, what remains is what the kernel does.
 
 // Rhythm of the governor.
