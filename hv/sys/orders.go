@@ -93,7 +93,9 @@ func (o *orders) carryOut(r *hv.Reclaim, m memoryOf) (*hv.Reclaimed, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	out.After = m.used()
-	out.Given = before - min(before, out.After)
+	if before > target { // what it frees without being asked is not given
+		out.Given = before - min(before, out.After)
+	}
 	if out.Superseded = o.now.ID != id; !out.Superseded {
 		var ok bool
 		out.Taken, ok = m.enforce(target)

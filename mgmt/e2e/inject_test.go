@@ -215,6 +215,7 @@ func TestInjectedHarm(t *testing.T) {
 		if out, code := r.run(nil, "inject", "nobody", "kill"); code == 0 || !strings.Contains(out, "nobody") {
 			r.t.Errorf("a driver that is not there: exit code %d: %s", code, out)
 		}
+		r.eventually("its program", func() bool { st := r.vm("w").Status; return st != nil && st.Stats.Threads > 0 })
 		r.ctl("inject", "w", "exception:ud")
 		if got := code(r.t, w.Wait()); got == 0 {
 			r.t.Error("a VM survived an exception")

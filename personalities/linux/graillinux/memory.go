@@ -144,7 +144,9 @@ wait:
 	}
 	m.mu.Lock()
 	out.After = v.used()
-	out.Given = before - min(before, out.After)
+	if before > target { // what it frees without being asked is not given
+		out.Given = before - min(before, out.After)
+	}
 	m.given += out.Given
 	out.Superseded = m.orders != id
 	out.Ms = float64(time.Since(started).Microseconds()) / 1000
