@@ -72,11 +72,11 @@ func NewSealed(name string, content []byte) (*os.File, error) {
 	return f, nil
 }
 
-// NewDoorbell returns a non-blocking eventfd. The caller owns it.
+// NewDoorbell returns a non-blocking eventfd, as a KeptFile. The caller owns it.
 func NewDoorbell() (*os.File, error) {
 	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 	if err != nil {
 		return nil, fmt.Errorf("hv: eventfd: %w", err)
 	}
-	return os.NewFile(uintptr(fd), "doorbell"), nil
+	return KeptFile(fd, "doorbell"), nil
 }

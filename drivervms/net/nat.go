@@ -107,7 +107,7 @@ func AskNAT(path string, timeout time.Duration, req NATRequest, fds ...int) (r N
 	}
 	list, err := c.Receive(&r)
 	for _, fd := range list {
-		got = append(got, os.NewFile(uintptr(fd), "nat"))
+		got = append(got, hv.KeptFile(fd, "nat"))
 	}
 	if err == nil && r.Error != "" {
 		err = fmt.Errorf("%w: %s", ErrNAT, r.Error)

@@ -56,7 +56,6 @@ func OpenTap(name string) (*Uplink, error) {
 	if err != nil {
 		return nil, fail("open /dev/net/tun", err)
 	}
-	f := os.NewFile(uintptr(fd), "tap "+name)
 	req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
 	what := "TUNSETIFF"
 	if err = unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err == nil {
@@ -68,10 +67,10 @@ func OpenTap(name string) (*Uplink, error) {
 		err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tunCsum|tunTSO4|tunTSO6|tunTSOECN)
 	}
 	if err != nil {
-		f.Close()
+		unix.Close(fd)
 		return nil, fail(what, err)
 	}
-	return &Uplink{File: f, Offloads: vswitch.Offloads}, nil
+	return &Uplink{File: hv.KeptFile(fd, "tap "+name), Offloads: vswitch.Offloads}, nil
 }
 
 // socketBuffer is the size of an uplink socket's buffers, in bytes: some 60 of the largest frames.
@@ -90,5 +89,5 @@ func NewSocket(offloads uint64) (u *Uplink, stack *os.File, err error) {
 			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, socketBuffer)
 		}
 	}
-	return &Uplink{File: os.NewFile(uintptr(fds[0]), "uplink"), Offloads: offloads & vswitch.Offloads}, os.NewFile(uintptr(fds[1]), "stack"), nil
+	return &Uplink{File: hv.KeptFile(fds[0], "uplink"), Offloads: offloads & vswitch.Offloads}, hv.KeptFile(fds[1], "stack"), nil
 }

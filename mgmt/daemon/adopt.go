@@ -255,7 +255,7 @@ func (i *instance) kept() ([]*client, error) {
 				}
 			}
 			used[*n] = true
-			files = append(files, os.NewFile(uintptr(fd), "attachment"))
+			files = append(files, hv.KeptFile(fd, "attachment"))
 			*n = len(files) - 1
 		})
 		var c *client

@@ -109,7 +109,7 @@ func (h *handover) take(c *net.UnixConn) error {
 	fds, err := conn.Receive(&req)
 	files := map[api.Role]*os.File{}
 	for i, fd := range fds {
-		f := os.NewFile(uintptr(fd), "handover")
+		f := hv.KeptFile(fd, "handover")
 		if err != nil || i >= len(req.Roles) || i >= maxHandover || files[req.Roles[i]] != nil {
 			f.Close()
 			continue

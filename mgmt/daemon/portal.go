@@ -283,7 +283,7 @@ func (p *portal) take(id uint64) {
 	}
 	files := make([]*os.File, len(fds))
 	for i, fd := range fds {
-		files[i] = os.NewFile(uintptr(fd), "vhost-user")
+		files[i] = hv.KeptFile(fd, "vhost-user")
 	}
 	att.ID, att.Driver = id, p.dr.name()
 	var c *client

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/grailos/grail/drivervms/net"
+	"github.com/grailos/grail/hv"
 	"github.com/grailos/grail/mgmt/api"
 )
 
@@ -120,14 +121,27 @@ func hostSocket(p api.Publish) (*os.File, error) {
 			return nil, err
 		}
 		defer c.Close()
-		return c.(*stdnet.UDPConn).File()
+		return notPolled(c.(*stdnet.UDPConn).File())
 	}
 	l, err := lc.Listen(context.Background(), "tcp"+family, p.Address.String())
 	if err != nil {
 		return nil, err
 	}
 	defer l.Close()
-	return l.(*stdnet.TCPListener).File()
+	return notPolled(l.(*stdnet.TCPListener).File())
+}
+
+// notPolled returns f as a file that graild hands on and is not woken by; see hv.KeptFile.
+func notPolled(f *os.File, err error) (*os.File, error) {
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	fd, err := unix.FcntlInt(uintptr(rawFD(f)), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("dup: %w", err)
+	}
+	return hv.KeptFile(fd, f.Name()), nil
 }
 
 // publishedBy names the VM that has a port of the host's, if it is one.

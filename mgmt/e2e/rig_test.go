@@ -109,6 +109,7 @@ func (r *rig) cleanUp() {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	r.ctl("daemon", "start")
+	r.standsAside()
 	vms, _ := r.client.VMs(ctx)
 	for _, v := range vms {
 		if err := r.client.RemoveVM(ctx, v.Name, true); err != nil {
@@ -259,6 +260,7 @@ func (r *rig) killDaemon() {
 	if err != nil {
 		r.t.Fatal(err)
 	}
+	r.standsAside()
 	if err := unix.Kill(v.PID, unix.SIGKILL); err != nil {
 		r.t.Fatal(err)
 	}
@@ -266,6 +268,39 @@ func (r *rig) killDaemon() {
 		_, err := r.client.Version(context.Background())
 		return api.Down(err)
 	})
+}
+
+// standsAside checks that graild, which keeps the doorbells of all rings, is not woken by any: its poller has one eventfd, the Go runtime's own.
+func (r *rig) standsAside() {
+	r.t.Helper()
+	v, err := r.client.Version(context.Background())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	proc := fmt.Sprintf("/proc/%d/", v.PID)
+	link := func(fd string) string {
+		s, _ := os.Readlink(proc + "fd/" + fd)
+		return s
+	}
+	infos, err := os.ReadDir(proc + "fdinfo")
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	bells := 0
+	for _, info := range infos {
+		if link(info.Name()) != "anon_inode:[eventpoll]" {
+			continue
+		}
+		b, _ := os.ReadFile(proc + "fdinfo/" + info.Name())
+		for line := range strings.Lines(string(b)) {
+			if f := strings.Fields(line); len(f) > 1 && f[0] == "tfd:" && link(f[1]) == "anon_inode:[eventfd]" {
+				bells++
+			}
+		}
+	}
+	if bells != 1 {
+		r.t.Errorf("graild waits for %d eventfds, expected the Go runtime's one", bells)
+	}
 }
 
 // eventually waits until ok holds.

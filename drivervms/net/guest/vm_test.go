@@ -213,11 +213,17 @@ func TestVM(t *testing.T) {
 
 func (r *vmRig) run() {
 	t := r.t
-	up, stack, err := netdriver.NewSocket(0)
+	up, far, err := netdriver.NewSocket(0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer up.File.Close()
+	defer far.Close()
+	fd, err := unix.FcntlInt(far.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stack := os.NewFile(uintptr(fd), "stack") // on which reads wait
 	defer stack.Close()
 	r.up = up
 	if err := stack.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {

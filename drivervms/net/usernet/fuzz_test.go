@@ -53,7 +53,8 @@ func FuzzFrames(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	n, err := New(testConfig(false), far)
+	n, err := New(testConfig(false), polled(f, far))
+	far.Close()
 	if err != nil {
 		f.Fatal(err)
 	}

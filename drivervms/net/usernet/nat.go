@@ -54,8 +54,8 @@ type NAT struct {
 	published map[string]*publication
 }
 
-// New returns a NAT that serves the switch at the other end of far, a descriptor as net.NewSocket returns it, which it takes over when it
-// succeeds. With a nil far there is no switch, and published ports alone are served, by the host's own routes.
+// New returns a NAT that serves the switch at the other end of far, a duplicate of what net.NewSocket returns that os.NewFile made, which it takes
+// over when it succeeds. With a nil far there is no switch, and published ports alone are served, by the host's own routes.
 func New(cfg net.NATConfig, far *os.File) (*NAT, error) {
 	n := &NAT{cfg: cfg, flows: flows{byGuest: map[netip.Addr]int{}}, published: map[string]*publication{}, dial: (&stdnet.Dialer{}).DialContext}
 	n.SetResolvers(cfg.Resolvers)

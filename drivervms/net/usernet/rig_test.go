@@ -50,7 +50,8 @@ func newWire(t *testing.T, cfg grailnet.NATConfig) *wire {
 	}
 	w := &wire{t: t, far: far}
 	w.open(cfg)
-	w.guest = newGuest(t, near.File)
+	w.guest = newGuest(t, polled(t, near.File))
+	near.File.Close()
 	t.Cleanup(func() {
 		w.nat.Close()
 		far.Close()
@@ -61,18 +62,20 @@ func newWire(t *testing.T, cfg grailnet.NATConfig) *wire {
 // open starts a NAT on a duplicate of the far end.
 func (w *wire) open(cfg grailnet.NATConfig) {
 	w.t.Helper()
-	c, err := w.far.SyscallConn()
+	var err error
+	if w.nat, err = New(cfg, polled(w.t, w.far)); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// polled returns a duplicate of a file that hv.KeptFile made, on which reads wait.
+func polled(t testing.TB, f *os.File) *os.File {
+	t.Helper()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
-		w.t.Fatal(err)
+		t.Fatal(err)
 	}
-	var fd int
-	err = c.Control(func(own uintptr) { fd, err = unix.FcntlInt(own, unix.F_DUPFD_CLOEXEC, 0) })
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	if w.nat, err = New(cfg, os.NewFile(uintptr(fd), "far")); err != nil {
-		w.t.Fatal(err)
-	}
+	return os.NewFile(uintptr(fd), f.Name())
 }
 
 // newGuest returns the stack of a guest on a link of the same kind.
