@@ -56,8 +56,8 @@ type PollerStats struct {
 const (
 	defaultMaxSpin = 100 * time.Microsecond
 	firstSpin      = 10 * time.Microsecond // first budget above 0, and the step from there is a doubling
-	sleepCost      = 20 * time.Microsecond // what a hit saves: going to sleep and being woken
-	spinCredit     = 10 * sleepCost        // misses that a run of hits pays for
+	leastSleep     = 20 * time.Microsecond // what going to sleep and being woken costs at least
+	spinCredit     = 10                    // sleeps' cost: misses that a run of hits pays for
 	firstRest      = 16                    // sleeps without spinning once the credit is used up; doubles
 	lastRest       = 128
 	preemptGap     = 100 * time.Microsecond
@@ -69,8 +69,9 @@ const (
 // pay it arms the queues' notifications and sleeps on their doorbells.
 //
 // The spinning budget adapts. A sleep that ended within MaxSpin doubles the budget, since spinning longer
-// would have met the work; a longer one halves it. Spinning must also earn its keep: each success earns the
-// cost of a sleep, each failure costs the time spun, and when the balance is used up the Poller spins no
+// would have met the work; a longer one halves it. What the sleep itself costs, which is that of the shortest so
+// far, does not count for that: inside a VM it can be as long as MaxSpin. Spinning must also earn its keep: each
+// success earns the cost of a sleep, each failure costs the time spun, and when the balance is used up the Poller spins no
 // longer than MinSpin for a while, which doubles from time to time. That is what happens where the peer needs
 // the very processor that we spin on. Where only one processor is usable a Poller never spins, and a gap in
 // its own execution while spinning, which means that another thread needed the processor, takes the budget
@@ -80,6 +81,7 @@ const (
 // It is not safe for concurrent use: one owner at a time, who also owns the Sources.
 type Poller struct {
 	min, max, budget time.Duration
+	cost             time.Duration // of a sleep, from leastSleep to max
 	balance          time.Duration // what spinning has earned less what it has cost
 	rest, nextRest   int           // sleeps to come without spinning; length of the next such time
 	start            time.Time     // origin of now
@@ -109,7 +111,7 @@ func NewPoller(c PollerConfig) *Poller {
 	return &Poller{
 		wait: wait, drains: c.Poll != nil,
 		min: c.MinSpin, max: c.MaxSpin, budget: c.MinSpin, start: time.Now(),
-		balance: spinCredit, nextRest: firstRest,
+		cost: max(c.MaxSpin, leastSleep), balance: spinCredit * leastSleep, nextRest: firstRest,
 	}
 }
 
@@ -199,7 +201,7 @@ func (p *Poller) Wait(timeout time.Duration) (Wake, error) {
 		return p.busyWatch()
 	}
 	wake, err := p.sleep(begin, timeout)
-	if waited := p.now() - begin; waited > p.max || wake == WakeTimeout {
+	if waited := p.now() - begin; waited > p.max+p.cost || wake == WakeTimeout {
 		p.budget = max(p.budget/2, p.min)
 		if p.budget < firstSpin {
 			p.budget = p.min
@@ -225,14 +227,14 @@ func (p *Poller) pending() bool {
 func (p *Poller) account(spun time.Duration, found bool) {
 	switch {
 	case found:
-		if p.balance += sleepCost; p.balance >= spinCredit {
-			p.balance, p.nextRest = spinCredit, firstRest
+		if p.balance += p.cost; p.balance >= spinCredit*p.cost {
+			p.balance, p.nextRest = spinCredit*p.cost, firstRest
 		}
 	case p.rest > 0:
 		p.rest--
 	default:
 		if p.balance -= spun; p.balance < 0 {
-			p.balance = spinCredit / 2
+			p.balance = spinCredit * p.cost / 2
 			p.rest, p.nextRest = p.nextRest, min(2*p.nextRest, lastRest)
 		}
 	}
@@ -289,7 +291,9 @@ func (p *Poller) sleep(begin, timeout time.Duration) (Wake, error) {
 	wake, err := WakeWork, error(nil)
 	if maySleep {
 		p.stats.Sleeps++
+		from := p.now()
 		wake, err = p.poll(begin, timeout)
+		p.cost = max(min(p.cost, p.now()-from), leastSleep)
 	}
 	p.Flush()
 	for _, s := range p.sources {

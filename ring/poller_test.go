@@ -347,3 +347,40 @@ func TestShared(t *testing.T) {
 		}
 	}
 }
+
+// TestPollerDearSleeps: where a sleep costs more than the longest time of spinning, as where it is an exit from a slow VM, a poller whose work is there
+// at once comes to spin, and one whose work comes late does not.
+func TestPollerDearSleeps(t *testing.T) {
+	if runtime.NumCPU() == 1 || runtime.GOMAXPROCS(0) == 1 {
+		t.Skip("SKIPPED: nobody spins on one processor")
+	}
+	const most = 50 * time.Microsecond
+	for _, c := range []struct {
+		name  string
+		late  time.Duration // beyond what a sleep costs
+		spins bool
+	}{{"at once", 0, true}, {"late", 2 * time.Millisecond, false}} {
+		t.Run(c.name, func(t *testing.T) {
+			sleeps := 0
+			poll := func(fds []unix.PollFd, _ time.Duration) (int, error) {
+				d := 3 * most / 2
+				if sleeps++; sleeps > 1 { // the first one finds out what a sleep costs
+					d += c.late
+				}
+				for end := time.Now().Add(d); time.Now().Before(end); {
+				}
+				fds[0].Revents = unix.POLLIN
+				return 1, nil
+			}
+			p := ring.NewPoller(ring.PollerConfig{MaxSpin: most, Poll: poll})
+			var s source
+			p.Add(&s, newBell(t))
+			for range 50 {
+				wait(t, p, -1, ring.WakeWork)
+			}
+			if got := p.Stats().Budget > 0; got != c.spins {
+				t.Errorf("spins: %v, want %v; %+v", got, c.spins, p.Stats())
+			}
+		})
+	}
+}
