@@ -235,12 +235,7 @@ func (v *vm) signal(sig unix.Signal) error {
 	if sig == unix.SIGKILL {
 		return v.force(inst)
 	}
-	_, got, err := inst.call(hv.Request{Op: hv.OpSignal, Signal: int(sig)}, callTimeout)
-	closeFDs(got)
-	if inst.gone() {
-		return nil
-	}
-	return err
+	return inst.signal(sig)
 }
 
 // force ends the guest without its consent: by its VMM, which still writes a report, or by killing that.
@@ -268,7 +263,7 @@ func (v *vm) stop(ctx context.Context, grace time.Duration) error {
 	}
 	over := v.ended()
 	if grace > 0 {
-		if err := v.signal(unix.SIGTERM); err != nil && !errors.Is(err, hv.ErrClosed) {
+		if err := v.signal(unix.SIGTERM); err != nil {
 			v.d.log.Warn("stop", "vm", v.name(), "error", err)
 		}
 		t := time.NewTimer(grace)
