@@ -1,6 +1,7 @@
 package inject
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -117,3 +118,6 @@ type Hit struct {
 
 // ErrUnsupported reports a fault that the engine cannot make.
 var ErrUnsupported = fmt.Errorf("inject: not on this engine: %w", unix.EOPNOTSUPP)
+
+// ErrNoThread reports that there is nobody to make the fault in.
+var ErrNoThread = errors.New("the program has no thread: it has not begun yet, or has ended; try again while it runs")

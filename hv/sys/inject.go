@@ -63,6 +63,9 @@ func (g *Guest) anyThread(random *rand.Rand, do func(*thread) error) error {
 	g.mu.Lock()
 	threads := slices.Collect(maps.Values(g.threads))
 	g.mu.Unlock()
+	if len(threads) == 0 {
+		return inject.ErrNoThread
+	}
 	slices.SortFunc(threads, func(a, b *thread) int { return a.tid - b.tid })
 	random.Shuffle(len(threads), func(i, j int) { threads[i], threads[j] = threads[j], threads[i] })
 	for _, t := range threads {

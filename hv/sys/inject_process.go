@@ -32,6 +32,9 @@ func (p *ProcessGuest) Inject(o *inject.Order) (inject.Hit, error) {
 // anyThread stops one of the threads for do; which one is random among those that stop in time.
 func (p *ProcessGuest) anyThread(random *rand.Rand, do func(tid int, regs *unix.PtraceRegs) (unix.Signal, error)) error {
 	tids := p.guest.TIDs()
+	if len(tids) == 0 {
+		return inject.ErrNoThread
+	}
 	random.Shuffle(len(tids), func(i, j int) { tids[i], tids[j] = tids[j], tids[i] })
 	for _, tid := range tids {
 		err := p.guest.Strike(tid, strikeWait, func(regs *unix.PtraceRegs) (unix.Signal, error) { return do(tid, regs) })
