@@ -16,13 +16,13 @@ const (
 type Backoff struct{ deaths int }
 
 // Died tells of an instance that served for the time lived, and returns how long its successor has to wait.
-// Deaths on purpose count for nothing.
+// Deaths on purpose count for nothing; but the long life before one does.
 func (b *Backoff) Died(lived time.Duration, onPurpose bool) time.Duration {
-	if onPurpose {
-		return 0
-	}
 	if lived >= young {
 		b.deaths = 0
+	}
+	if onPurpose {
+		return 0
 	}
 	b.deaths++
 	n := b.deaths - free

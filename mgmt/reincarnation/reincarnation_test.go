@@ -120,6 +120,12 @@ func TestBackoff(t *testing.T) {
 	if b.Looping() {
 		t.Error("a crash loop after a long life")
 	}
+	for !b.Looping() {
+		b.Died(0, false)
+	}
+	if b.Died(young, true); b.Looping() {
+		t.Error("a crash loop after a long life that was ended on purpose")
+	}
 	b.Reset()
 	for range free {
 		if got := b.Died(0, false); got != 0 {
