@@ -17,6 +17,28 @@ type Evidence struct {
 // UsedIdx returns the device's index.
 func (e *Evidence) UsedIdx() uint16 { return binary.LittleEndian.Uint16(e.Used[offIdx:]) }
 
+// WildHeads returns the places of the used ring that name no head of the queue, with what they name: what Audit finds first.
+func (e *Evidence) WildHeads() (wild map[int]uint32) {
+	for i := range int(e.Size) {
+		if id := binary.LittleEndian.Uint32(e.Used[offRing+8*i:]); id >= uint32(e.Size) {
+			if wild == nil {
+				wild = map[int]uint32{}
+			}
+			wild[i] = id
+		}
+	}
+	return wild
+}
+
+// Pardon has Audit not find wild heads that a former device has left, and that stand as they were. They stay in the ring until it comes round.
+func (e *Evidence) Pardon(wild map[int]uint32) {
+	for i, id := range wild {
+		if entry := e.Used[offRing+8*i:]; binary.LittleEndian.Uint32(entry) == id {
+			binary.LittleEndian.PutUint32(entry, 0)
+		}
+	}
+}
+
 // Rule is a rule that a device has to keep with what it writes.
 type Rule int
 

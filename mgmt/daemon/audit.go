@@ -125,14 +125,14 @@ func (a *auditor) find(c *client, i int) (none ring.Finding) {
 		s.idle = 0
 	}
 	s.avail = avail
-	e, ok := c.evidence(i)
+	e, ok := c.evidenceOf(i)
 	if !ok {
 		return none
 	}
 	s.used = e.UsedIdx()
 	f := ring.Audit(e)
 	if f.Rule != ring.RuleNone && !f.Rule.Momentary() {
-		if e, ok = c.evidence(i); ok && ring.Audit(e).Rule == f.Rule {
+		if e, ok = c.evidenceOf(i); ok && ring.Audit(e).Rule == f.Rule {
 			return f
 		}
 		return none

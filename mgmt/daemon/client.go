@@ -40,6 +40,9 @@ type client struct {
 	gone        bool   // it is not to be attached any more
 	lied        bool   // the last instance broke the rules of a ring
 
+	// wild are, by queue, the wild heads that stood in the used rings before on was attached: nothing that it did.
+	wild []map[int]uint32
+
 	blame   time.Time // with every blame of its driver for what the client may have made up, later by blamePause; see believed
 	doubted time.Time // when a driver was last replaced because it said that the client broke the rules
 	renewed time.Time // when its rings were last started anew while it was served

@@ -253,6 +253,7 @@ func (i *driverInstance) attach(c *client, period time.Duration) error {
 	if err := c.mend(); err != nil {
 		return err
 	}
+	c.noteWild()
 	defer i.expectBeat(period)()
 	att, fds := c.offer()
 	gets, err := c.addShare(&att)

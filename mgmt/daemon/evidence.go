@@ -53,6 +53,36 @@ func (c *client) evidence(i int) (*ring.Evidence, bool) {
 	return nil, false
 }
 
+// evidenceOf is evidence against the present instance: what a former one has left in the used ring is not.
+func (c *client) evidenceOf(i int) (*ring.Evidence, bool) {
+	e, ok := c.evidence(i)
+	if !ok {
+		return nil, false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if i < len(c.wild) {
+		e.Pardon(c.wild[i])
+	}
+	return e, true
+}
+
+// noteWild takes note of what the used rings say wrongly while nobody serves them. Those of native clients were started anew for that; see mend.
+func (c *client) noteWild() {
+	if c.native() {
+		return
+	}
+	wild := make([]map[int]uint32, len(c.att.Queues))
+	for i := range wild {
+		if e, ok := c.evidence(i); ok {
+			wild[i] = e.WildHeads()
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.wild = wild
+}
+
 // evidenceTries bounds how often a queue that is at work is copied to get a copy that belongs together.
 const evidenceTries = 4
 
