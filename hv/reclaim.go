@@ -41,6 +41,14 @@ type Reclaimed struct {
 	Ended      bool    `json:"ended,omitempty"` // what could be taken was not enough: the VM ends
 }
 
+// Stands takes note of what is used when the guest's time is over. What it frees without being asked is not given.
+func (r *Reclaimed) Stands(used uint64) {
+	r.After = used
+	if r.Before > r.Target {
+		r.Given = r.Before - min(r.Before, used)
+	}
+}
+
 // MemoryState is where a VM's memory stands, in bytes.
 type MemoryState struct {
 	Reserved   uint64 `json:"reserved,omitempty"`   // never asked for

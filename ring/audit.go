@@ -17,10 +17,13 @@ type Evidence struct {
 // UsedIdx returns the device's index.
 func (e *Evidence) UsedIdx() uint16 { return binary.LittleEndian.Uint16(e.Used[offIdx:]) }
 
+// usedHead returns what place i of the used ring names.
+func (e *Evidence) usedHead(i int) uint32 { return binary.LittleEndian.Uint32(e.Used[offRing+8*i:]) }
+
 // WildHeads returns the places of the used ring that name no head of the queue, with what they name: what Audit finds first.
 func (e *Evidence) WildHeads() (wild map[int]uint32) {
 	for i := range int(e.Size) {
-		if id := binary.LittleEndian.Uint32(e.Used[offRing+8*i:]); id >= uint32(e.Size) {
+		if id := e.usedHead(i); id >= uint32(e.Size) {
 			if wild == nil {
 				wild = map[int]uint32{}
 			}
@@ -33,8 +36,8 @@ func (e *Evidence) WildHeads() (wild map[int]uint32) {
 // Pardon has Audit not find wild heads that a former device has left, and that stand as they were. They stay in the ring until it comes round.
 func (e *Evidence) Pardon(wild map[int]uint32) {
 	for i, id := range wild {
-		if entry := e.Used[offRing+8*i:]; binary.LittleEndian.Uint32(entry) == id {
-			binary.LittleEndian.PutUint32(entry, 0)
+		if e.usedHead(i) == id {
+			binary.LittleEndian.PutUint32(e.Used[offRing+8*i:], 0)
 		}
 	}
 }
@@ -76,7 +79,7 @@ func (r Rule) Momentary() bool { return r == RuleLogUsed || r == RuleUsedIndex |
 func Audit(e *Evidence) Finding {
 	used := e.UsedIdx()
 	for i := range int(e.Size) {
-		if id := binary.LittleEndian.Uint32(e.Used[offRing+8*i:]); id >= uint32(e.Size) {
+		if id := e.usedHead(i); id >= uint32(e.Size) {
 			return Finding{Rule: RuleUsedHead, What: fmt.Sprintf("the used ring names head %d, and the queue has %d", id, e.Size)}
 		}
 	}

@@ -92,10 +92,7 @@ func (o *orders) carryOut(r *hv.Reclaim, m memoryOf) (*hv.Reclaimed, error) {
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	out.After = m.used()
-	if before > target { // what it frees without being asked is not given
-		out.Given = before - min(before, out.After)
-	}
+	out.Stands(m.used())
 	if out.Superseded = o.now.ID != id; !out.Superseded {
 		var ok bool
 		out.Taken, ok = m.enforce(target)

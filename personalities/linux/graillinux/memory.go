@@ -143,10 +143,7 @@ wait:
 		}
 	}
 	m.mu.Lock()
-	out.After = v.used()
-	if before > target { // what it frees without being asked is not given
-		out.Given = before - min(before, out.After)
-	}
+	out.Stands(v.used())
 	m.given += out.Given
 	out.Superseded = m.orders != id
 	out.Ms = float64(time.Since(started).Microseconds()) / 1000
